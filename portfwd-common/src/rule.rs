@@ -1,0 +1,113 @@
+//! Rules as the datapath reads them.
+
+use crate::{Addr, map_type};
+
+/// Rules that one forwarder holds.
+pub const MAX_RULES: u32 = 16_384;
+/// Targets of one rule.
+pub const MAX_TARGETS_PER_RULE: u32 = 64;
+/// Targets of all rules together.
+pub const MAX_TARGETS: u32 = 65_536;
+/// Claims of all rules in both banks.
+pub const MAX_CLAIMS: u32 = 262_144;
+/// Source prefixes of all rules together.
+pub const MAX_FROM: u32 = 65_536;
+
+/// Who claims a packet to a port of a class: looked up with the dialled
+/// address, then with [`Addr::UNSPECIFIED`] for the rules that listen on every
+/// address. User space has settled every precedence: there is one answer.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct ClaimKey {
+    /// The dialled address, or none.
+    pub addr: Addr,
+    /// Class of the dialled port.
+    pub class: u32,
+    /// Bank of rules, 0 or 1.
+    pub bank: u8,
+    /// [`crate::Proto`] as a number.
+    pub proto: u8,
+    /// [`crate::Family`] of the packet.
+    pub family: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+map_type!(ClaimKey, 24);
+
+/// One rule. The port that a packet goes to is
+/// `target_first + ((dport - listen_first) & offset_mask)`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct RuleEntry {
+    /// First listen port.
+    pub listen_first: u16,
+    /// First target port.
+    pub target_first: u16,
+    /// 0xffff shifts a range, 0 sends every port to one.
+    pub offset_mask: u16,
+    /// `RuleEntry::*` bits.
+    pub flags: u16,
+    /// Index of the first target.
+    pub targets: u32,
+    /// How many targets follow, at least 1.
+    pub n_targets: u32,
+    /// Goes up each time the slot is given to another rule: flows of the rule
+    /// before are known by the old number. Never 0.
+    pub generation: u32,
+}
+map_type!(RuleEntry, 20);
+
+impl RuleEntry {
+    /// Only sources found in the source table are served.
+    pub const HAS_FROM: u16 = 1;
+    /// TCP of this rule is rewritten and not steered.
+    pub const REWRITE_TCP: u16 = 1 << 1;
+
+    /// The port that a packet to `dport` goes to.
+    #[inline(always)]
+    pub const fn target_port(&self, dport: u16) -> u16 {
+        self.target_first
+            .wrapping_add(dport.wrapping_sub(self.listen_first) & self.offset_mask)
+    }
+}
+
+/// One target of a rule.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct TargetEntry {
+    /// Where packets go; unspecified is the address that was dialled.
+    pub addr: Addr,
+    /// Egress interface; 0 for a socket on this host.
+    pub ifindex: u32,
+    /// Share of new flows among the targets of the rule, at least 1.
+    pub weight: u16,
+    /// `TargetEntry::*` bits.
+    pub flags: u16,
+}
+map_type!(TargetEntry, 24);
+
+impl TargetEntry {
+    /// A socket on this host.
+    pub const LOCAL: u16 = 1;
+}
+
+/// Key of the source table (a longest-prefix-match trie): the bytes of the
+/// rule slot in network byte order, then the source address. The prefix is
+/// 32 bits longer than that of the address.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct FromKey {
+    /// Rule slot, network byte order.
+    pub slot: [u8; 4],
+    /// Source address.
+    pub addr: Addr,
+}
+map_type!(FromKey, 20);
+
+impl FromKey {
+    /// Bits of the key that a source of `addr_bits` bits uses; an IPv4 prefix
+    /// counts from the first byte of the mapped address, so /8 is 96 + 8.
+    pub const fn prefix_len(addr_bits: u32) -> u32 {
+        32 + addr_bits
+    }
+}

@@ -1,0 +1,54 @@
+//! Settings of a forwarder.
+
+use crate::map_type;
+
+/// Run-time state of the forwarder, the one value of its array.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Forwarder {
+    /// [`crate::ABI`] of the binary that made the maps.
+    pub abi: u32,
+    /// Bank of rules in use.
+    pub bank: u32,
+}
+map_type!(Forwarder, 8);
+
+/// How long a flow without packets lives, in seconds.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Timeouts {
+    /// TCP before the handshake is proved (RFC 5382, REQ-5: at least 240 s).
+    pub tcp_half_open: u32,
+    /// TCP after it (RFC 5382, REQ-5: at least 2 h 4 min).
+    pub tcp_established: u32,
+    /// UDP before a second client packet follows a reply (RFC 4787, REQ-5).
+    pub udp_one_way: u32,
+    /// UDP after it (RFC 4787, REQ-5 recommends 5 min).
+    pub udp_two_way: u32,
+}
+map_type!(Timeouts, 16);
+
+impl Timeouts {
+    /// The values that a forwarder starts with.
+    pub const DEFAULT: Self = Self {
+        tcp_half_open: 240,
+        tcp_established: 7_440,
+        udp_one_way: 120,
+        udp_two_way: 300,
+    };
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+/// Flows that the tables are sized for by default.
+pub const DEFAULT_MAX_FLOWS: u32 = 131_072;
+
+/// Entries of the flow table that holds `flows` flows: two a flow, and room
+/// for what the LRU keeps free on each CPU, since it evicts before it is full.
+pub const fn flow_entries(flows: u32, cpus: u32) -> u32 {
+    2 * flows + flows / 2 + 128 * cpus
+}

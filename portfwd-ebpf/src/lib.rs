@@ -1,0 +1,2 @@
+//! The packet corridor.
+#![no_std]

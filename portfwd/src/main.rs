@@ -1,0 +1,2 @@
+//! The `portfwd` command.
+fn main() {}
