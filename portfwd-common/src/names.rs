@@ -2,13 +2,13 @@
 //! bytes of a name.
 
 /// TC ingress, devices with an Ethernet header.
-pub const TC_IN: &str = "tc_in";
+pub const TC_IN: &str = "portfwd_in";
 /// TC ingress, devices without a link-layer header.
-pub const TC_IN_L3: &str = "tc_in_l3";
+pub const TC_IN_L3: &str = "portfwd_in_l3";
 /// TC egress, devices with an Ethernet header.
-pub const TC_OUT: &str = "tc_out";
+pub const TC_OUT: &str = "portfwd_out";
 /// TC egress, devices without a link-layer header.
-pub const TC_OUT_L3: &str = "tc_out_l3";
+pub const TC_OUT_L3: &str = "portfwd_out_l3";
 
 /// Array of [`crate::PortEntry`].
 pub const PORTS: &str = "PORTS";
@@ -39,8 +39,19 @@ pub const VERDICTS: &str = "VERDICTS";
 
 /// The maps that a forwarder pins.
 pub const PINNED: [&str; 13] = [
-    PORTS, CLAIMS, RULES, TARGETS, FROM, LOCALS, GUARDED, FORWARDER, NEW, FLOWS, FOREIGN,
-    RULE_COUNTERS, VERDICTS,
+    PORTS,
+    CLAIMS,
+    RULES,
+    TARGETS,
+    FROM,
+    LOCALS,
+    GUARDED,
+    FORWARDER,
+    NEW,
+    FLOWS,
+    FOREIGN,
+    RULE_COUNTERS,
+    VERDICTS,
 ];
 
 /// Global `u8`: 1 when TCP may be steered, 0 when it is always rewritten.
@@ -50,5 +61,11 @@ pub const STEER: &str = "STEER";
 pub const STEER_ALL: &str = "STEER_ALL";
 /// Global `u8`: 1 when the kernel has the coarse clock (5.11).
 pub const COARSE_CLOCK: &str = "COARSE_CLOCK";
-/// Global [`crate::Timeouts`].
-pub const TIMEOUTS: &str = "TIMEOUTS";
+/// Global `u32`: seconds, as [`crate::Timeouts`] names them.
+pub const TCP_HALF_OPEN: &str = "TCP_HALF_OPEN";
+/// Global `u32`, seconds.
+pub const TCP_ESTABLISHED: &str = "TCP_ESTABLISHED";
+/// Global `u32`, seconds.
+pub const UDP_ONE_WAY: &str = "UDP_ONE_WAY";
+/// Global `u32`, seconds.
+pub const UDP_TWO_WAY: &str = "UDP_TWO_WAY";

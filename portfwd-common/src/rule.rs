@@ -91,14 +91,14 @@ impl TargetEntry {
     pub const LOCAL: u16 = 1;
 }
 
-/// Key of the source table (a longest-prefix-match trie): the bytes of the
+/// Key of the source table (a longest-prefix-match trie): the
 /// rule slot in network byte order, then the source address. The prefix is
 /// 32 bits longer than that of the address.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct FromKey {
     /// Rule slot, network byte order.
-    pub slot: [u8; 4],
+    pub slot: u32,
     /// Source address.
     pub addr: Addr,
 }

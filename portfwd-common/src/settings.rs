@@ -14,7 +14,6 @@ pub struct Forwarder {
 map_type!(Forwarder, 8);
 
 /// How long a flow without packets lives, in seconds.
-#[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Timeouts {
     /// TCP before the handshake is proved (RFC 5382, REQ-5: at least 240 s).
@@ -26,7 +25,6 @@ pub struct Timeouts {
     /// UDP after it (RFC 4787, REQ-5 recommends 5 min).
     pub udp_two_way: u32,
 }
-map_type!(Timeouts, 16);
 
 impl Timeouts {
     /// The values that a forwarder starts with.

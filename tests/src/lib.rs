@@ -1,1 +1,62 @@
-//! Harness.
+//! The harness: what a test needs to prove a promise of portfwd on the wire.
+//!
+//! A test builds a [`World`] of network namespaces, starts [`Portfwd`] and real
+//! servers in it, and dials them as a client would:
+//!
+//! ```no_run
+//! use portfwd_tests::{Listen, Tcp, Way, World};
+//!
+//! for tcp in Tcp::BOTH {
+//!     let world = World::direct();
+//!     let _service = world.host.tcp_server(Listen::DualStack, 5000);
+//!     let portfwd = world.host.portfwd_with(tcp, "-i eth0 80:5000");
+//!     for way in Way::ALL {
+//!         let answer = world.tcp(way, 80).open().unwrap();
+//!         assert_eq!(answer.server.peer.ip(), answer.local.ip(), "the client's address is kept");
+//!     }
+//!     assert_eq!(portfwd.stop().verdict("table-full"), 0);
+//! }
+//! ```
+//!
+//! Whatever the test does, every packet that the host sends, and every packet
+//! that it delivers after the programs have rewritten it, is checked by the
+//! world's captures, and a wrong checksum fails the test when the world ends.
+
+pub mod bpf;
+pub mod capture;
+pub mod checksum;
+pub mod frame;
+pub mod netns;
+pub mod packet_socket;
+pub mod portfwd;
+pub mod tcp;
+pub mod udp;
+pub mod wait;
+pub mod world;
+
+pub use bpf::Bystander;
+pub use capture::{Capture, Fault, Keep, Packet, Report};
+pub use frame::{Frame, Wire};
+pub use netns::Netns;
+pub use portfwd::{Output, Portfwd, Refusal, Tcp};
+pub use tcp::{Conversation, Dial, Identity, Listen, Manner, TcpServer};
+pub use udp::{UdpClient, UdpListen, UdpManner, UdpReply, UdpServer};
+pub use wait::{deadline, until, until_some};
+pub use world::{Family, Node, Watch, Way, World};
+
+/// The Debian packages whose programs the tests run.
+pub const PACKAGES: &[&str] = &[
+    "bind9-dnsutils",
+    "conntrack",
+    "curl",
+    "ethtool",
+    "iperf3",
+    "iproute2",
+    "iptables",
+    "iputils-ping",
+    "nftables",
+    "procps",
+    "python3",
+    "socat",
+    "tcpdump",
+];

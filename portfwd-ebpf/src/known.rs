@@ -1,0 +1,211 @@
+//! What is remembered of a packet's tuple.
+
+use portfwd_common::{Flow, FlowKey, Proto};
+
+use crate::{
+    packet::{Packet, Tuple},
+    tables::{Table, Tables},
+};
+
+/// A flow entry and where it was found.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// The entry.
+    pub flow: &'a Flow,
+    /// Its table.
+    pub table: Table,
+}
+
+/// The live entry for a key. Expired ones, and UDP flows of a rule whose slot
+/// has been given to another, count as absent.
+#[inline(always)]
+pub fn flow<'t, T: Tables>(tables: &'t T, key: &FlowKey) -> Option<Known<'t>> {
+    if let Some(flow) = live(tables, Table::Flows, key) {
+        return Some(Known {
+            flow,
+            table: Table::Flows,
+        });
+    }
+    let flow = live(tables, Table::New, key)?;
+    Some(Known {
+        flow,
+        table: Table::New,
+    })
+}
+
+#[inline(always)]
+fn live<'t, T: Tables>(tables: &'t T, table: Table, key: &FlowKey) -> Option<&'t Flow> {
+    let flow = tables.flow(table, key)?;
+    let age = tables.now().wrapping_sub(flow.seen);
+    let lifetime = tables.lifetime(key.proto, flow.flags & Flow::PROVEN != 0);
+    if age > lifetime || is_outlived(tables, key, flow) {
+        // Not left behind: an entry in one table would hide one in the other.
+        tables.remove(table, key);
+        return None;
+    }
+    Some(flow)
+}
+
+#[inline(always)]
+fn is_outlived<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) -> bool {
+    if flow.rule == Flow::NO_RULE || key.proto == Proto::Tcp.number() {
+        return false;
+    }
+    match tables.rule(flow.rule) {
+        Some(rule) => rule.generation != flow.generation,
+        None => true,
+    }
+}
+
+/// What a packet with a flow becomes.
+#[inline(always)]
+pub const fn rewritten(flow: &Flow) -> Tuple {
+    Tuple {
+        src: flow.src,
+        dst: flow.dst,
+        sport: flow.sport,
+        dport: flow.dport,
+    }
+}
+
+/// The key of replies to `tuple` as they leave this host. A UDP socket that is
+/// not connected may answer from any of its addresses, so none is asked for.
+#[inline(always)]
+pub const fn reply_key(tuple: &Tuple, proto: Proto) -> FlowKey {
+    let mut key = tuple.reversed().key(proto, FlowKey::EGRESS);
+    if matches!(proto, Proto::Udp) {
+        key.src = portfwd_common::Addr::UNSPECIFIED;
+    }
+    key
+}
+
+/// The key of the other entry of a flow.
+#[inline(always)]
+fn twin_key(flow: &Flow, proto: Proto) -> FlowKey {
+    let tuple = rewritten(flow);
+    if flow.flags & Flow::REPLY == 0 {
+        reply_key(&tuple, proto)
+    } else {
+        tuple.reversed().key(proto, FlowKey::INGRESS)
+    }
+}
+
+/// Keeps a flow alive, both entries, at most once a second.
+#[inline(always)]
+pub fn keep_warm<T: Tables>(tables: &T, key: &FlowKey, packet: &Packet, known: &Known<'_>) {
+    let now = tables.now();
+    if known.flow.seen != now {
+        tables.touch(known.table, key, now);
+        revive_twin(tables, packet, known, now);
+    }
+}
+
+/// Touches the other entry, and puts it back if the LRU took it: a flow is two
+/// entries or none.
+#[inline(never)]
+fn revive_twin<T: Tables>(tables: &T, packet: &Packet, known: &Known<'_>, now: u32) {
+    let twin = twin_key(known.flow, packet.proto);
+    if !tables.touch(known.table, &twin, now) {
+        tables.put(known.table, &twin, &twin_of(packet, known.flow, now));
+    }
+}
+
+/// The other entry of the flow whose entry a packet has met.
+#[inline(always)]
+fn twin_of(packet: &Packet, flow: &Flow, now: u32) -> Flow {
+    let tuple = packet.tuple.reversed();
+    Flow {
+        src: tuple.src,
+        dst: tuple.dst,
+        sport: tuple.sport,
+        dport: tuple.dport,
+        seen: now,
+        ifindex: 0,
+        flags: flow.flags ^ Flow::REPLY,
+        ..*flow
+    }
+}
+
+/// The client's entry of the flow that `reply` is of, whose packets become
+/// `to`.
+#[inline(always)]
+pub const fn forward_of(reply: &Flow, to: &Tuple) -> Flow {
+    Flow {
+        src: to.src,
+        dst: to.dst,
+        sport: to.sport,
+        dport: to.dport,
+        ifindex: 0,
+        flags: reply.flags & !Flow::REPLY,
+        ..*reply
+    }
+}
+
+/// The client has proved that it receives what the target sends: moves the
+/// flow to the table that a flood cannot reach. True when it did.
+#[inline(never)]
+pub fn promote<T: Tables>(tables: &T, key: &FlowKey, packet: &Packet, known: &Known<'_>) -> bool {
+    let now = tables.now();
+    let mut forward = *known.flow;
+    forward.flags |= Flow::PROVEN;
+    forward.seen = now;
+    let twin = twin_key(&forward, packet.proto);
+    if !tables.put(Table::Flows, &twin, &twin_of(packet, &forward, now)) {
+        return false;
+    }
+    if !tables.put(Table::Flows, key, &forward) {
+        tables.remove(Table::Flows, &twin);
+        return false;
+    }
+    tables.remove(Table::New, &twin);
+    tables.remove(Table::New, key);
+    true
+}
+
+/// True when a client's packet proves that the client receives.
+#[inline(always)]
+pub const fn proves(packet: &Packet, flow: &Flow) -> bool {
+    if flow.flags & Flow::ANSWERED == 0 {
+        return false;
+    }
+    match packet.proto {
+        Proto::Tcp => packet.is_ack() && packet.ack == flow.isn.wrapping_add(1),
+        Proto::Udp | Proto::Sctp => true,
+    }
+}
+
+/// Remembers that the target answered, in both entries.
+#[inline(always)]
+pub fn answered<T: Tables>(tables: &T, key: &FlowKey, packet: &Packet, known: &Known<'_>) {
+    let tcp = matches!(packet.proto, Proto::Tcp);
+    if matches!(known.table, Table::Flows) {
+        return;
+    }
+    if tcp {
+        use crate::packet::{ACK, SYN};
+        if packet.flags & (SYN | ACK) != SYN | ACK {
+            return;
+        }
+    } else if known.flow.flags & Flow::ANSWERED != 0 {
+        return;
+    }
+    tables.answered(known.table, key, packet.seq);
+    tables.answered(known.table, &twin_key(known.flow, packet.proto), packet.seq);
+}
+
+/// True when the tuple is of a flow that this host, or NAT behind it, started
+/// itself. Keeps the entry alive.
+#[inline(always)]
+pub fn is_foreign<T: Tables>(tables: &T, key: &FlowKey) -> bool {
+    let Some(seen) = tables.foreign(key) else {
+        return false;
+    };
+    let now = tables.now();
+    if now.wrapping_sub(seen) > tables.lifetime(key.proto, true) {
+        return false;
+    }
+    if seen != now {
+        tables.put_foreign(key, now);
+    }
+    true
+}

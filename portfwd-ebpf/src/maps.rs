@@ -1,0 +1,278 @@
+//! The maps, and the corridor's view of them.
+
+use aya_ebpf::{
+    Global,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie},
+    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
+    macros::btf_map,
+};
+use portfwd_common::{
+    Addr, ClaimKey, Flow, FlowKey, Forwarder, FromKey, PortEntry, Proto, RuleCounters, RuleEntry,
+    TargetEntry, Timeouts, Verdict,
+    flow::Foreign,
+    port::{PORT_TABLE_LEN, port_index},
+    rule::{MAX_CLAIMS, MAX_FROM, MAX_RULES, MAX_TARGETS},
+    settings::DEFAULT_MAX_FLOWS,
+};
+
+use crate::{
+    packet::Packet,
+    tables::{Count, Draft, NotInserted, Table, Tables},
+};
+
+const EEXIST: i32 = -17;
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+/// The loader sizes the flow tables; these stand where it does not.
+const FLOW_ENTRIES: usize = 2 * DEFAULT_MAX_FLOWS as usize;
+
+#[btf_map]
+static PORTS: Array<PortEntry, { PORT_TABLE_LEN as usize }, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
+#[btf_map]
+static CLAIMS: HashMap<ClaimKey, u32, { MAX_CLAIMS as usize }, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+static RULES: Array<RuleEntry, { MAX_RULES as usize }> = Array::new();
+#[btf_map]
+static TARGETS: Array<TargetEntry, { MAX_TARGETS as usize }> = Array::new();
+#[btf_map]
+static FROM: LpmTrie<FromKey, u32, { MAX_FROM as usize }> = LpmTrie::new();
+#[btf_map]
+static LOCALS: HashMap<Addr, u32, 16_384, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+static GUARDED: HashMap<u32, u32, 4_096, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+static FORWARDER: Array<Forwarder, 1> = Array::new();
+#[btf_map]
+static NEW: LruHashMap<FlowKey, Flow, FLOW_ENTRIES> = LruHashMap::new();
+#[btf_map]
+static FLOWS: LruHashMap<FlowKey, Flow, FLOW_ENTRIES> = LruHashMap::new();
+#[btf_map]
+static FOREIGN: LruHashMap<FlowKey, Foreign, FLOW_ENTRIES> = LruHashMap::new();
+#[btf_map]
+static RULE_COUNTERS: PerCpuArray<RuleCounters, { MAX_RULES as usize }> = PerCpuArray::new();
+#[btf_map]
+static VERDICTS: PerCpuArray<u64, { Verdict::COUNT as usize }> = PerCpuArray::new();
+
+#[btf_map]
+static DRAFT: PerCpuArray<Draft, 1> = PerCpuArray::new();
+
+#[unsafe(no_mangle)]
+static STEER: Global<u8> = Global::new(1);
+#[unsafe(no_mangle)]
+static STEER_ALL: Global<u8> = Global::new(1);
+#[unsafe(no_mangle)]
+static COARSE_CLOCK: Global<u8> = Global::new(1);
+#[unsafe(no_mangle)]
+static TCP_HALF_OPEN: Global<u32> = Global::new(Timeouts::DEFAULT.tcp_half_open);
+#[unsafe(no_mangle)]
+static TCP_ESTABLISHED: Global<u32> = Global::new(Timeouts::DEFAULT.tcp_established);
+#[unsafe(no_mangle)]
+static UDP_ONE_WAY: Global<u32> = Global::new(Timeouts::DEFAULT.udp_one_way);
+#[unsafe(no_mangle)]
+static UDP_TWO_WAY: Global<u32> = Global::new(Timeouts::DEFAULT.udp_two_way);
+
+/// The kernel's maps, with the bank of rules that the packet walks by.
+pub struct Maps {
+    bank: u32,
+}
+
+impl Maps {
+    /// Reads which bank is in use, once for the packet.
+    #[inline(always)]
+    pub fn open() -> Self {
+        Self {
+            bank: FORWARDER.get(0).map_or(0, |forwarder| forwarder.bank),
+        }
+    }
+}
+
+#[inline(always)]
+const fn table(table: Table) -> &'static LruHashMap<FlowKey, Flow, FLOW_ENTRIES> {
+    match table {
+        Table::New => &NEW,
+        Table::Flows => &FLOWS,
+    }
+}
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        // SAFETY: neither helper takes an argument. The verifier removes the
+        // call that the kernel does not have.
+        let nanoseconds = unsafe {
+            if COARSE_CLOCK.load() != 0 {
+                bpf_ktime_get_coarse_ns()
+            } else {
+                bpf_ktime_get_ns()
+            }
+        };
+        (nanoseconds / 1_000_000_000) as u32
+    }
+
+    #[inline(always)]
+    fn lifetime(&self, proto: u8, proven: bool) -> u32 {
+        match (proto == Proto::Tcp.number(), proven) {
+            (true, false) => TCP_HALF_OPEN.load(),
+            (true, true) => TCP_ESTABLISHED.load(),
+            (false, false) => UDP_ONE_WAY.load(),
+            (false, true) => UDP_TWO_WAY.load(),
+        }
+    }
+
+    #[inline(always)]
+    fn tracks_tcp(&self) -> bool {
+        STEER_ALL.load() == 0 || STEER.load() == 0
+    }
+
+    #[inline(always)]
+    fn steers(&self) -> bool {
+        STEER.load() != 0
+    }
+
+    #[inline(always)]
+    fn port(&self, proto: Proto, port: u16) -> PortEntry {
+        PORTS
+            .get(port_index(self.bank, proto, port))
+            .copied()
+            .unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn bank(&self) -> u8 {
+        self.bank as u8 & 1
+    }
+
+    #[inline(always)]
+    fn claim(&self, key: &ClaimKey) -> Option<u32> {
+        // SAFETY: not preallocated: an entry is freed after this run at the
+        // earliest. Copied at once.
+        unsafe { CLAIMS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn rule(&self, slot: u32) -> Option<RuleEntry> {
+        RULES.get(slot).copied()
+    }
+
+    #[inline(always)]
+    fn target(&self, index: u32) -> Option<TargetEntry> {
+        TARGETS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn lists(&self, key: &FromKey) -> bool {
+        let bits = FromKey::prefix_len(128);
+        FROM.get(&lpm_trie::Key::new(bits, *key)).is_some()
+    }
+
+    #[inline(always)]
+    fn is_own(&self, addr: &Addr) -> bool {
+        // SAFETY: only whether it is there.
+        unsafe { LOCALS.get(addr) }.is_some()
+    }
+
+    #[inline(always)]
+    fn guards(&self, ifindex: u32) -> bool {
+        // SAFETY: only whether it is there.
+        unsafe { GUARDED.get(ifindex) }.is_some()
+    }
+
+    #[inline(always)]
+    fn flow(&self, which: Table, key: &FlowKey) -> Option<&Flow> {
+        // SAFETY: the memory stays the map's. The LRU may give the entry to
+        // another flow while it is read: that takes an eviction and an insert
+        // within one run of the program.
+        unsafe { table(which).get(key) }
+    }
+
+    #[inline(always)]
+    fn insert(&self, which: Table, key: &FlowKey, flow: &Flow) -> Result<(), NotInserted> {
+        match table(which).insert(key, flow, BPF_NOEXIST.into()) {
+            Ok(()) => Ok(()),
+            Err(EEXIST) => Err(NotInserted::Exists),
+            Err(_) => Err(NotInserted::Full),
+        }
+    }
+
+    #[inline(always)]
+    fn put(&self, which: Table, key: &FlowKey, flow: &Flow) -> bool {
+        table(which).insert(key, flow, 0).is_ok()
+    }
+
+    #[inline(always)]
+    fn remove(&self, which: Table, key: &FlowKey) {
+        let _absent = table(which).remove(key);
+    }
+
+    #[inline(always)]
+    fn touch(&self, which: Table, key: &FlowKey, now: u32) -> bool {
+        let Some(flow) = table(which).get_ptr_mut(key) else {
+            return false;
+        };
+        // SAFETY: a map value; CPUs that race here write the same second.
+        unsafe { (*flow).seen = now };
+        true
+    }
+
+    #[inline(always)]
+    fn answered(&self, which: Table, key: &FlowKey, isn: u32) {
+        if let Some(flow) = table(which).get_ptr_mut(key) {
+            // SAFETY: a map value; only this adds flags, and always the same.
+            unsafe {
+                (*flow).isn = isn;
+                (*flow).flags |= Flow::ANSWERED;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn foreign(&self, key: &FlowKey) -> Option<u32> {
+        // SAFETY: one aligned word.
+        unsafe { FOREIGN.get(key) }.map(|foreign| foreign.seen)
+    }
+
+    #[inline(always)]
+    fn put_foreign(&self, key: &FlowKey, now: u32) {
+        let _full = FOREIGN.insert(key, Foreign { seen: now }, 0);
+    }
+
+    #[inline(always)]
+    fn draft(&self, packet: &Packet) -> Option<&mut Draft> {
+        let draft = DRAFT.get_ptr_mut(0)?;
+        // SAFETY: this CPU's value, asked for once in a run of a program that
+        // nothing on the CPU can come in between. The placement is plain
+        // numbers and written before it is read.
+        unsafe {
+            (&raw mut (*draft).packet).write(*packet);
+            Some(&mut *draft)
+        }
+    }
+
+    #[inline(always)]
+    fn count_rule(&self, slot: u32, count: &Count) {
+        let Some(counters) = RULE_COUNTERS.get_ptr_mut(slot) else {
+            return;
+        };
+        // SAFETY: this CPU's value. TC runs with softirqs off, so nothing
+        // comes in between.
+        let counters = unsafe { &mut *counters };
+        let (packets, bytes) = (u64::from(count.packets), u64::from(count.bytes));
+        if count.back {
+            counters.packets_back += packets;
+            counters.bytes_back += bytes;
+        } else {
+            counters.packets += packets;
+            counters.bytes += bytes;
+        }
+        counters.connections += u64::from(count.opens);
+    }
+
+    #[inline(always)]
+    fn count_verdict(&self, verdict: Verdict) {
+        if let Some(count) = VERDICTS.get_ptr_mut(verdict as u32) {
+            // SAFETY: as above.
+            unsafe { *count += 1 };
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Parsing: every position in a packet is found here, once.
+
+use network_types::{
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+    udp::UdpHdr,
+};
+use portfwd_common::{Addr, Family, FlowKey, Proto, Verdict};
+
+use crate::hook::{Frame, Hook};
+
+/// EtherType of IPv4.
+pub const ETH_P_IP: u16 = 0x0800;
+/// EtherType of IPv6.
+pub const ETH_P_IPV6: u16 = 0x86dd;
+
+/// Longest IPv4 header and longest TCP header.
+const LONGEST_HEADERS: usize = 60 + 60;
+
+/// Addresses and ports of a packet; ports in host byte order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tuple {
+    /// Source address.
+    pub src: Addr,
+    /// Destination address.
+    pub dst: Addr,
+    /// Source port.
+    pub sport: u16,
+    /// Destination port.
+    pub dport: u16,
+}
+
+impl Tuple {
+    /// The tuple of an answer.
+    #[inline(always)]
+    pub const fn reversed(&self) -> Self {
+        Self {
+            src: self.dst,
+            dst: self.src,
+            sport: self.dport,
+            dport: self.sport,
+        }
+    }
+
+    /// The key of an entry for packets with this tuple.
+    #[inline(always)]
+    pub const fn key(&self, proto: Proto, side: u8) -> FlowKey {
+        FlowKey {
+            src: self.src,
+            dst: self.dst,
+            sport: self.sport,
+            dport: self.dport,
+            proto: proto.number(),
+            side,
+            reserved: 0,
+        }
+    }
+}
+
+/// The network layer of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Network {
+    /// Family of the header.
+    pub family: Family,
+    /// Source address.
+    pub src: Addr,
+    /// Destination address.
+    pub dst: Addr,
+    /// Where the transport header starts.
+    pub transport: u16,
+    /// Protocol (IPv4) or next header (IPv6).
+    pub protocol: u8,
+    /// A fragment, first or later.
+    pub fragment: bool,
+}
+
+/// A packet that the corridor understands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Packet {
+    /// Family of its addresses.
+    pub family: Family,
+    /// Addresses and ports.
+    pub tuple: Tuple,
+    /// Transport protocol.
+    pub proto: Proto,
+    /// The device that it is on.
+    pub ifindex: u32,
+    /// Where the transport header starts.
+    pub transport: u16,
+    /// Bytes of network and transport header together.
+    pub headers: u16,
+    /// TCP: sequence number.
+    pub seq: u32,
+    /// TCP: acknowledgement number.
+    pub ack: u32,
+    /// TCP: flags. 0 for UDP.
+    pub flags: u8,
+    /// UDP over IPv4 without a checksum.
+    pub unsummed: bool,
+}
+
+/// TCP flag FIN and those that follow (RFC 9293, section 3.1).
+pub const FIN: u8 = 1;
+/// Opens a connection.
+pub const SYN: u8 = 2;
+/// Ends it at once.
+pub const RST: u8 = 4;
+/// The acknowledgement number counts.
+pub const ACK: u8 = 16;
+
+impl Packet {
+    /// A SYN that is no SYN-ACK.
+    #[inline(always)]
+    pub const fn is_open(&self) -> bool {
+        self.flags & (SYN | ACK | RST) == SYN
+    }
+
+    /// An acknowledgement that is neither SYN-ACK nor reset.
+    #[inline(always)]
+    pub const fn is_ack(&self) -> bool {
+        self.flags & (SYN | ACK | RST) == ACK
+    }
+
+    /// True on `lo`.
+    #[inline(always)]
+    pub const fn on_loopback(&self) -> bool {
+        self.ifindex == crate::hook::LOOPBACK_IFINDEX
+    }
+}
+
+/// Reads the network header.
+#[inline(always)]
+pub fn network<H: Hook>(hook: &mut H, frame: &Frame) -> Result<Network, Verdict> {
+    match frame.ethertype {
+        ETH_P_IP => {
+            hook.pull(LONGEST_HEADERS);
+            ipv4(hook)
+        }
+        ETH_P_IPV6 => {
+            hook.pull(LONGEST_HEADERS);
+            ipv6(hook)
+        }
+        _ => Err(Verdict::NotIp),
+    }
+}
+
+#[inline(always)]
+fn ipv4<H: Hook>(hook: &H) -> Result<Network, Verdict> {
+    const WORDS: usize = Ipv4Hdr::LEN / 4;
+    let [first, second, third, src, dst] = hook.load::<WORDS>(0).ok_or(Verdict::Malformed)?;
+    let [version_and_length, ..] = first.to_ne_bytes();
+    let [_, _, frags @ ..] = second.to_ne_bytes();
+    let [_, protocol, ..] = third.to_ne_bytes();
+    let length = u16::from(version_and_length & 0x0f) * 4;
+    if version_and_length >> 4 != 4 || length < Ipv4Hdr::LEN as u16 {
+        return Err(Verdict::Malformed);
+    }
+    const MORE_FRAGMENTS_OR_OFFSET: u16 = 0x3fff;
+    Ok(Network {
+        family: Family::V4,
+        src: Addr::v4(src),
+        dst: Addr::v4(dst),
+        transport: length,
+        protocol,
+        fragment: u16::from_be_bytes(frags) & MORE_FRAGMENTS_OR_OFFSET != 0,
+    })
+}
+
+#[inline(always)]
+fn ipv6<H: Hook>(hook: &H) -> Result<Network, Verdict> {
+    const WORDS: usize = Ipv6Hdr::LEN / 4;
+    let [first, second, a, b, c, d, e, f, g, h] =
+        hook.load::<WORDS>(0).ok_or(Verdict::Malformed)?;
+    let [version, ..] = first.to_ne_bytes();
+    let [_, _, next, _] = second.to_ne_bytes();
+    if version >> 4 != 6 {
+        return Err(Verdict::Malformed);
+    }
+    const FRAGMENT_HEADER: u8 = 44;
+    Ok(Network {
+        family: Family::V6,
+        src: Addr([a, b, c, d]),
+        dst: Addr([e, f, g, h]),
+        transport: Ipv6Hdr::LEN as u16,
+        protocol: next,
+        fragment: next == FRAGMENT_HEADER,
+    })
+}
+
+/// Reads the transport header behind `network`.
+#[inline(always)]
+pub fn transport<H: Hook>(hook: &H, frame: &Frame, network: &Network) -> Result<Packet, Verdict> {
+    if network.fragment {
+        return Err(Verdict::Fragment);
+    }
+    match network.protocol {
+        6 => tcp(hook, frame, network),
+        17 => udp(hook, frame, network),
+        // Hop-by-hop, routing, AH, destination, mobility, HIP, shim6
+        // (RFC 8200, section 4; the IANA registry of extension headers).
+        0 | 43 | 51 | 60 | 135 | 139 | 140 if network.family == Family::V6 => {
+            Err(Verdict::Extension)
+        }
+        _ => Err(Verdict::OtherProtocol),
+    }
+}
+
+#[inline(always)]
+fn tcp<H: Hook>(hook: &H, frame: &Frame, network: &Network) -> Result<Packet, Verdict> {
+    let at = usize::from(network.transport);
+    const WORDS: usize = TcpHdr::LEN / 4;
+    let [ports, seq, ack, fourth, _] = hook.load::<WORDS>(at).ok_or(Verdict::Malformed)?;
+    let [data_offset, flags, ..] = fourth.to_ne_bytes();
+    let length = u16::from(data_offset >> 4) * 4;
+    let headers = network.transport + length;
+    if length < 20 || u32::from(headers) > frame.len {
+        return Err(Verdict::Malformed);
+    }
+    Ok(Packet {
+        family: network.family,
+        tuple: tuple(network, ports),
+        proto: Proto::Tcp,
+        ifindex: frame.ifindex,
+        transport: network.transport,
+        headers,
+        seq: u32::from_be(seq),
+        ack: u32::from_be(ack),
+        flags,
+        unsummed: false,
+    })
+}
+
+#[inline(always)]
+fn udp<H: Hook>(hook: &H, frame: &Frame, network: &Network) -> Result<Packet, Verdict> {
+    let at = usize::from(network.transport);
+    const WORDS: usize = UdpHdr::LEN / 4;
+    let [ports, second] = hook.load::<WORDS>(at).ok_or(Verdict::Malformed)?;
+    let second = u32::from_be(second);
+    let (length, checksum) = ((second >> 16) as u16, second as u16);
+    let end = u32::from(network.transport) + u32::from(length);
+    if length < UdpHdr::LEN as u16 || end > frame.len {
+        return Err(Verdict::Malformed);
+    }
+    Ok(Packet {
+        family: network.family,
+        tuple: tuple(network, ports),
+        proto: Proto::Udp,
+        ifindex: frame.ifindex,
+        transport: network.transport,
+        headers: network.transport + UdpHdr::LEN as u16,
+        seq: 0,
+        ack: 0,
+        flags: 0,
+        unsummed: checksum == 0,
+    })
+}
+
+#[inline(always)]
+const fn tuple(network: &Network, ports: u32) -> Tuple {
+    let ports = u32::from_be(ports);
+    Tuple {
+        src: network.src,
+        dst: network.dst,
+        sport: (ports >> 16) as u16,
+        dport: ports as u16,
+    }
+}

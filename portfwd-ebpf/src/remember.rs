@@ -1,0 +1,174 @@
+//! Making a flow: the reply's entry first, since inserting it allocates the
+//! source port and proves that no other flow has the tuple; then the client's.
+//! Only when both stand may the packet be touched.
+
+use portfwd_common::{Flow, FlowKey, Proto, Verdict};
+
+use crate::{
+    hook::{Hook, LISTEN, NO_SOCKET, TIME_WAIT},
+    known,
+    packet::{Packet, Tuple},
+    place::Placement,
+    tables::{Draft, NotInserted, Table, Tables},
+};
+
+/// Tries before a flow is refused: the client's own source port, then others.
+const ATTEMPTS: u32 = 8;
+/// Ports below are not handed out.
+const FIRST_PORT: u32 = 1024;
+
+/// What happened to a tuple that was asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reserved {
+    /// It is ours.
+    Ours,
+    /// The same flow has it: another CPU was faster.
+    Same,
+    /// Another flow has it, or a socket.
+    Taken,
+    /// Another CPU was at it: ask again.
+    Again,
+    /// There is no room.
+    Full,
+}
+
+/// Makes the flow of a draft; it gets the first source port that is free. True when this packet made it, false when another CPU did.
+#[inline(always)]
+pub fn remember<H: Hook, T: Tables>(
+    hook: &H,
+    tables: &T,
+    draft: &mut Draft,
+) -> Result<bool, Verdict> {
+    let mut port = 0;
+    for _ in 0..ATTEMPTS {
+        draft.placement.to.sport = source_port(&draft.packet, port);
+        match reserve(hook, tables, draft) {
+            Reserved::Again => {}
+            Reserved::Taken => port += 1,
+            Reserved::Ours => return finish(tables, draft),
+            Reserved::Same => return Ok(false),
+            Reserved::Full => return Err(Verdict::TableFull),
+        }
+    }
+    Err(Verdict::NoPort)
+}
+
+/// The source port to try: the packet's own, then a walk through the
+/// unprivileged ports that starts where the tuple says, so that two CPUs try
+/// the same ports in the same order.
+#[inline(always)]
+fn source_port(packet: &Packet, attempt: u32) -> u16 {
+    let tuple = &packet.tuple;
+    if attempt == 0 {
+        return tuple.sport;
+    }
+    let mut hash = u32::from(tuple.sport) << 16 | u32::from(tuple.dport);
+    for word in tuple.src.0 {
+        hash = (hash ^ word).wrapping_mul(GOLDEN);
+    }
+    let step = hash.wrapping_add(attempt.wrapping_mul(GOLDEN)) >> 8;
+    (FIRST_PORT + step % (65_536 - FIRST_PORT)) as u16
+}
+
+/// 2^32 over the golden ratio: Knuth's multiplicative hash.
+const GOLDEN: u32 = 0x9e37_79b1;
+
+/// Asks for the reply's tuple.
+#[inline(never)]
+fn reserve<H: Hook, T: Tables>(hook: &H, tables: &T, draft: &mut Draft) -> Reserved {
+    let Draft {
+        packet,
+        placement,
+        key,
+        flow,
+    } = draft;
+    *key = known::reply_key(&placement.to, packet.proto);
+    if let Some(found) = known::flow(tables, key) {
+        if known::rewritten(found.flow) == packet.tuple.reversed() {
+            // The client's entry is on its way from another CPU, or the LRU
+            // took it: then it comes back. One that is there is as good.
+            *key = packet.tuple.key(packet.proto, FlowKey::INGRESS);
+            *flow = known::forward_of(found.flow, &placement.to);
+            let _exists = tables.insert(found.table, key, flow);
+            return Reserved::Same;
+        }
+        let both_direct = placement.flags & found.flow.flags & Flow::DIRECT != 0;
+        return if both_direct {
+            Reserved::Same
+        } else {
+            Reserved::Taken
+        };
+    }
+    if is_connected(hook, packet, placement) {
+        return Reserved::Taken;
+    }
+    *flow = entry(tables, &packet.tuple.reversed(), placement, Flow::REPLY);
+    match tables.insert(Table::New, key, flow) {
+        Ok(()) => {}
+        Err(NotInserted::Exists) => return Reserved::Again,
+        Err(NotInserted::Full) => return Reserved::Full,
+    }
+    // Another CPU may have moved a flow between the tables at that moment.
+    if tables.flow(Table::Flows, key).is_some() {
+        tables.remove(Table::New, key);
+        return Reserved::Again;
+    }
+    Reserved::Ours
+}
+
+/// TCP: a connection that the kernel knows has the tuple; one without a flow,
+/// since it is older than the forwarder. An ACK without a flow may be of a
+/// flow that was lost, and its first source port finds its connection again.
+#[inline(always)]
+fn is_connected<H: Hook>(hook: &H, packet: &Packet, placement: &Placement) -> bool {
+    matches!(packet.proto, Proto::Tcp)
+        && placement.flags & Flow::DIRECT == 0
+        && !packet.is_ack()
+        && !matches!(
+            hook.tcp_socket(packet.family, &placement.to),
+            NO_SOCKET | LISTEN | TIME_WAIT
+        )
+}
+
+/// Makes the client's entry of a flow whose reply entry stands.
+#[inline(always)]
+fn finish<T: Tables>(tables: &T, draft: &mut Draft) -> Result<bool, Verdict> {
+    let Draft {
+        packet,
+        placement,
+        key,
+        flow,
+    } = draft;
+    *key = packet.tuple.key(packet.proto, FlowKey::INGRESS);
+    *flow = entry(tables, &placement.to, placement, 0);
+    let Err(error) = tables.insert(Table::New, key, flow) else {
+        return Ok(true);
+    };
+    if error == NotInserted::Exists
+        && let Some(winner) = tables.flow(Table::New, key)
+    {
+        let lost = known::reply_key(&placement.to, packet.proto);
+        placement.to = known::rewritten(winner);
+        tables.remove(Table::New, &lost);
+        return Ok(false);
+    }
+    tables.remove(Table::New, &known::reply_key(&placement.to, packet.proto));
+    Err(Verdict::TableFull)
+}
+
+#[inline(always)]
+fn entry<T: Tables>(tables: &T, tuple: &Tuple, placement: &Placement, flags: u16) -> Flow {
+    Flow {
+        src: tuple.src,
+        dst: tuple.dst,
+        sport: tuple.sport,
+        dport: tuple.dport,
+        rule: placement.slot,
+        generation: placement.generation,
+        ifindex: 0,
+        seen: tables.now(),
+        isn: 0,
+        flags: placement.flags | flags,
+        reserved: 0,
+    }
+}

@@ -1,0 +1,109 @@
+//! The seam between the corridor and the maps.
+
+use portfwd_common::{
+    Addr, ClaimKey, Flow, FlowKey, FromKey, PortEntry, Proto, RuleEntry, TargetEntry,
+};
+
+use crate::{packet::Packet, place::Placement};
+
+/// Which flow table: a flow is in one of them with both its entries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Table {
+    /// Small: half-open TCP and one-sided UDP. A flood stays in here.
+    New,
+    /// Flows whose client has proved that it receives.
+    Flows,
+}
+
+/// Why an entry was not inserted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NotInserted {
+    /// The key is there already.
+    Exists,
+    /// There is no room.
+    Full,
+}
+
+/// What the corridor reads and writes besides the packet.
+pub trait Tables {
+    /// Seconds of `CLOCK_MONOTONIC`, coarse.
+    fn now(&self) -> u32;
+    /// Seconds without a packet after which an entry counts as absent.
+    fn lifetime(&self, proto: u8, proven: bool) -> u32;
+    /// True when some TCP may be rewritten: flows of TCP exist.
+    fn tracks_tcp(&self) -> bool;
+    /// False when TCP is never steered.
+    fn steers(&self) -> bool;
+
+    /// The port's entry in the bank in use.
+    fn port(&self, proto: Proto, port: u16) -> PortEntry;
+    /// The bank in use.
+    fn bank(&self) -> u8;
+    /// The slot of the rule with the claim.
+    fn claim(&self, key: &ClaimKey) -> Option<u32>;
+    /// A rule by its slot.
+    fn rule(&self, slot: u32) -> Option<RuleEntry>;
+    /// A target by its index.
+    fn target(&self, index: u32) -> Option<TargetEntry>;
+    /// True when the rule's sources hold the key's address.
+    fn lists(&self, key: &FromKey) -> bool;
+    /// True for an address of this host.
+    fn is_own(&self, addr: &Addr) -> bool;
+    /// True for a device on which a rule opened 127.0.0.0/8.
+    fn guards(&self, ifindex: u32) -> bool;
+
+    /// A flow entry.
+    fn flow(&self, table: Table, key: &FlowKey) -> Option<&Flow>;
+    /// Inserts an entry that must not be there.
+    fn insert(&self, table: Table, key: &FlowKey, flow: &Flow) -> Result<(), NotInserted>;
+    /// Writes an entry, there or not; false where there is no room.
+    fn put(&self, table: Table, key: &FlowKey, flow: &Flow) -> bool;
+    /// Removes an entry, if it is there.
+    fn remove(&self, table: Table, key: &FlowKey);
+    /// Sets the time of an entry in place; false where there is none.
+    fn touch(&self, table: Table, key: &FlowKey, now: u32) -> bool;
+    /// Adds flags to an entry in place, and the server's sequence number.
+    fn answered(&self, table: Table, key: &FlowKey, isn: u32);
+
+    /// When a foreign flow was last seen.
+    fn foreign(&self, key: &FlowKey) -> Option<u32>;
+    /// Remembers a foreign flow.
+    fn put_foreign(&self, key: &FlowKey, now: u32);
+
+    /// Puts a packet that goes on down in memory that is this CPU's until the
+    /// program ends: the stack is short, and the verifier does not track what
+    /// lies there, so it walks each stage once and not once for each way that
+    /// leads to it.
+    fn draft(&self, packet: &Packet) -> Option<&mut Draft>;
+
+    /// Counts a packet of a rule.
+    fn count_rule(&self, slot: u32, count: &Count);
+    /// Counts a verdict.
+    fn count_verdict(&self, verdict: portfwd_common::Verdict);
+}
+
+/// A packet on its way through the corridor.
+#[derive(Clone, Copy, Debug)]
+pub struct Draft {
+    /// The packet as it came.
+    pub packet: Packet,
+    /// What it becomes, if it opens a flow.
+    pub placement: Placement,
+    /// The key that is being written.
+    pub key: FlowKey,
+    /// The entry that is being written.
+    pub flow: Flow,
+}
+
+/// What one packet adds to its rule's counters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Count {
+    /// Packets on the wire.
+    pub packets: u32,
+    /// Bytes of layer 3 on the wire.
+    pub bytes: u32,
+    /// From target to client.
+    pub back: bool,
+    /// Opens a connection.
+    pub opens: bool,
+}

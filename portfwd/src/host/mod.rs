@@ -1,0 +1,15 @@
+//! What portfwd needs of the host around it: its devices and addresses, the
+//! network namespace, and what a run leaves under `/run` and in the bpffs.
+//!
+//! Nothing here knows a rule or a BPF program.
+
+pub mod bpffs;
+pub mod devices;
+pub mod journal;
+pub mod kernel;
+pub mod lock;
+pub mod netns;
+
+/// Folder of the lock and of the journal. It is gone after a reboot, like the
+/// kernel state that they describe.
+pub const RUN_DIR: &str = "/run/portfwd";

@@ -1,0 +1,383 @@
+//! Three tcx programs of the harness itself, in a dozen instructions each: one
+//! counts what reaches it, one copies it to a device where it can be captured,
+//! one spoils it to prove that this is found.
+//!
+//! They speak bpf(2) directly, so that what judges the loader is not the
+//! loader's own library.
+
+use std::{
+    ffi::c_void,
+    io,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+};
+
+use crate::Netns;
+
+/// Commands and constants of linux/bpf.h.
+const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
+const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+const BPF_TCX_INGRESS: u32 = 46;
+const BPF_TCX_EGRESS: u32 = 47;
+const BPF_F_BEFORE: u32 = 1 << 3;
+
+/// Helpers.
+const MAP_LOOKUP_ELEM: i32 = 1;
+const CLONE_REDIRECT: i32 = 13;
+const SKB_STORE_BYTES: i32 = 9;
+const SKB_LOAD_BYTES: i32 = 26;
+
+/// Offsets in struct __sk_buff.
+const SKB_PKT_TYPE: i16 = 4;
+const SKB_PROTOCOL: i16 = 16;
+
+/// TC_ACT_UNSPEC: on to the next program.
+const NEXT: i32 = -1;
+
+/// The side of a device that a program stands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// What comes in.
+    Ingress,
+    /// What leaves.
+    Egress,
+}
+
+/// A tcx program that stands behind those already there, counts every packet
+/// that reaches it by destination port, and passes it on.
+#[derive(Debug)]
+pub struct Bystander {
+    counts: OwnedFd,
+    _link: OwnedFd,
+}
+
+impl Bystander {
+    /// Attaches to a device; detached on drop. Needs Linux 6.6.
+    #[track_caller]
+    pub fn attach(ns: &Netns, device: &str, side: Side) -> Self {
+        let counts = counters().expect("root makes BPF maps");
+        let program = load(&count_by_port(counts.as_raw_fd())).expect("the verifier accepts it");
+        let link = link(ns, device, side, &program, 0)
+            .unwrap_or_else(|error| panic!("tcx on {device} (Linux 6.6 or later): {error}"));
+        Self {
+            counts,
+            _link: link,
+        }
+    }
+
+    /// TCP and UDP packets with this destination port that reached it.
+    #[track_caller]
+    pub fn seen(&self, port: u16) -> u64 {
+        self.count(port)
+    }
+
+    /// Packets that are neither TCP nor UDP over plain IP.
+    #[track_caller]
+    pub fn others(&self) -> u64 {
+        self.count(0)
+    }
+
+    fn count(&self, index: u16) -> u64 {
+        let (key, mut value) = (u32::from(index), 0u64);
+        let attributes = MapElement {
+            map: self.counts.as_raw_fd() as u32,
+            padding: 0,
+            key: (&raw const key) as u64,
+            value: (&raw mut value) as u64,
+            flags: 0,
+        };
+        // SAFETY: key and value are locals of the sizes the map was made with.
+        unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &attributes) }.expect("an array holds every index");
+        value
+    }
+}
+
+/// A tcx program that copies every unicast IP packet that reaches it to
+/// another device. Behind a program that rewrites, it shows what the stack
+/// gets, which no packet socket sees.
+#[derive(Debug)]
+pub struct Mirror {
+    _link: OwnedFd,
+}
+
+impl Mirror {
+    /// Copies what comes in by `device` out by the device `to`.
+    pub fn attach(ns: &Netns, device: &str, to: &str) -> io::Result<Self> {
+        let program = load(&copy_to(ns.ifindex(to)))?;
+        Ok(Self {
+            _link: link(ns, device, Side::Ingress, &program, 0)?,
+        })
+    }
+}
+
+/// A tcx program that stands before all others, as a forwarder does, and
+/// writes nonsense over the checksum of IPv4 UDP datagrams.
+#[derive(Debug)]
+pub struct Spoiler {
+    _link: OwnedFd,
+}
+
+impl Spoiler {
+    /// Spoils what comes in by the device, until it is dropped.
+    pub fn attach(ns: &Netns, device: &str) -> io::Result<Self> {
+        let program = load(&spoil_udp())?;
+        Ok(Self {
+            _link: link(ns, device, Side::Ingress, &program, BPF_F_BEFORE)?,
+        })
+    }
+}
+
+/// struct bpf_insn
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Instruction {
+    code: u8,
+    registers: u8,
+    offset: i16,
+    immediate: i32,
+}
+
+const fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> Instruction {
+    Instruction {
+        code,
+        registers: to | from << 4,
+        offset,
+        immediate,
+    }
+}
+
+const fn set(to: u8, immediate: i32) -> Instruction {
+    instruction(0xb7, to, 0, 0, immediate)
+}
+
+const fn copy(to: u8, from: u8) -> Instruction {
+    instruction(0xbf, to, from, 0, 0)
+}
+
+const fn add(to: u8, immediate: i32) -> Instruction {
+    instruction(0x07, to, 0, 0, immediate)
+}
+
+const fn load_u32(to: u8, from: u8, offset: i16) -> Instruction {
+    instruction(0x61, to, from, offset, 0)
+}
+
+const fn load_u16(to: u8, from: u8, offset: i16) -> Instruction {
+    instruction(0x69, to, from, offset, 0)
+}
+
+const fn store_u32(to: u8, offset: i16, from: u8) -> Instruction {
+    instruction(0x63, to, from, offset, 0)
+}
+
+const fn from_be16(to: u8) -> Instruction {
+    instruction(0xdc, to, 0, 0, 16)
+}
+
+const fn jump_equal(register: u8, immediate: i32, distance: i16) -> Instruction {
+    instruction(0x15, register, 0, distance, immediate)
+}
+
+const fn jump_unequal(register: u8, immediate: i32, distance: i16) -> Instruction {
+    instruction(0x55, register, 0, distance, immediate)
+}
+
+const fn call(helper: i32) -> Instruction {
+    instruction(0x85, 0, 0, 0, helper)
+}
+
+const EXIT: Instruction = instruction(0x95, 0, 0, 0, 0);
+
+/// What `skb->protocol` holds for an EtherType.
+const fn network_order(ether_type: i32) -> i32 {
+    (ether_type as u16).to_be() as i32
+}
+
+fn count_by_port(map: i32) -> Vec<Instruction> {
+    vec![
+        copy(6, 1),
+        // The key on the stack; 0 for all that has no port.
+        set(7, 0),
+        load_u32(3, 6, SKB_PROTOCOL),
+        // Ethernet and IP header, then the second port.
+        set(2, 14 + 20 + 2),
+        jump_equal(3, network_order(libc::ETH_P_IP), 2),
+        set(2, 14 + 40 + 2),
+        jump_unequal(3, network_order(libc::ETH_P_IPV6), 8),
+        copy(1, 6),
+        copy(3, 10),
+        add(3, -8),
+        set(4, 2),
+        call(SKB_LOAD_BYTES),
+        jump_unequal(0, 0, 2),
+        load_u16(7, 10, -8),
+        from_be16(7),
+        store_u32(10, -4, 7),
+        // The map's address takes two instructions.
+        instruction(0x18, 1, 1, 0, map),
+        instruction(0, 0, 0, 0, 0),
+        copy(2, 10),
+        add(2, -4),
+        call(MAP_LOOKUP_ELEM),
+        jump_equal(0, 0, 2),
+        set(1, 1),
+        // lock *(u64 *)r0 += r1
+        instruction(0xdb, 0, 1, 0, 0),
+        set(0, NEXT),
+        EXIT,
+    ]
+}
+
+fn copy_to(ifindex: u32) -> Vec<Instruction> {
+    vec![
+        copy(6, 1),
+        // PACKET_HOST only: a copied question for an address gets no answer.
+        load_u32(2, 6, SKB_PKT_TYPE),
+        jump_unequal(2, 0, 7),
+        load_u32(2, 6, SKB_PROTOCOL),
+        jump_equal(2, network_order(libc::ETH_P_IP), 1),
+        jump_unequal(2, network_order(libc::ETH_P_IPV6), 4),
+        copy(1, 6),
+        set(2, ifindex as i32),
+        set(3, 0),
+        call(CLONE_REDIRECT),
+        set(0, NEXT),
+        EXIT,
+    ]
+}
+
+fn spoil_udp() -> Vec<Instruction> {
+    vec![
+        load_u32(3, 1, SKB_PROTOCOL),
+        jump_unequal(3, network_order(libc::ETH_P_IP), 8),
+        set(2, 0xdead),
+        store_u32(10, -4, 2),
+        // Ethernet and IP header, then the checksum.
+        set(2, 14 + 20 + 6),
+        copy(3, 10),
+        add(3, -4),
+        set(4, 2),
+        set(5, 0),
+        call(SKB_STORE_BYTES),
+        set(0, NEXT),
+        EXIT,
+    ]
+}
+
+/// The parts of union bpf_attr.
+#[repr(C)]
+struct MapCreate {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+}
+
+#[repr(C)]
+struct MapElement {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+struct ProgramLoad {
+    program_type: u32,
+    instructions: u32,
+    code: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+}
+
+#[repr(C)]
+struct LinkCreate {
+    program: u32,
+    ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+    relative: u32,
+    padding: u32,
+    revision: u64,
+}
+
+fn counters() -> io::Result<OwnedFd> {
+    let attributes = MapCreate {
+        map_type: BPF_MAP_TYPE_ARRAY,
+        key_size: 4,
+        value_size: 8,
+        max_entries: 1 << 16,
+    };
+    // SAFETY: this command takes no pointers.
+    let descriptor = unsafe { bpf(BPF_MAP_CREATE, &attributes)? };
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+fn load(code: &[Instruction]) -> io::Result<OwnedFd> {
+    let attributes = ProgramLoad {
+        program_type: BPF_PROG_TYPE_SCHED_CLS,
+        instructions: code.len() as u32,
+        code: code.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+        kernel_version: 0,
+        flags: 0,
+        name: *b"portfwd_test\0\0\0\0",
+    };
+    // SAFETY: code and licence outlive the call, and their lengths are right.
+    let descriptor = unsafe { bpf(BPF_PROG_LOAD, &attributes)? };
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+fn link(
+    ns: &Netns,
+    device: &str,
+    side: Side,
+    program: &OwnedFd,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    let attributes = LinkCreate {
+        program: program.as_raw_fd() as u32,
+        ifindex: ns.ifindex(device),
+        attach_type: match side {
+            Side::Ingress => BPF_TCX_INGRESS,
+            Side::Egress => BPF_TCX_EGRESS,
+        },
+        flags,
+        relative: 0,
+        padding: 0,
+        revision: 0,
+    };
+    // SAFETY: this command takes no pointers. The index is one of the
+    // namespace, so the thread has to be inside.
+    let descriptor = ns.enter(|| unsafe { bpf(BPF_LINK_CREATE, &attributes) })?;
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// # Safety
+///
+/// `T` is the part of union bpf_attr that the command reads, and every pointer
+/// in it is valid for what the command does with it.
+unsafe fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<i32> {
+    let pointer: *const c_void = std::ptr::from_ref(attributes).cast();
+    // SAFETY: the caller's promise; the kernel copies the attributes.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, pointer, size_of::<T>()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(result as i32)
+}

@@ -1,0 +1,165 @@
+//! Frames made by hand, and the wire that they are put on.
+
+use std::net::{IpAddr, SocketAddr};
+
+use etherparse::{EtherType, Ethernet2Header, PacketBuilder, TcpHeader};
+
+use crate::{Netns, packet_socket::PacketSocket};
+
+/// A hardware address.
+pub type Mac = [u8; 6];
+
+/// A frame with right lengths and checksums. Break the bytes of
+/// [`Frame::to_vec`] for one that is wrong.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    source: SocketAddr,
+    destination: SocketAddr,
+    macs: (Mac, Mac),
+    layer4: Layer4,
+    hop_limit: u8,
+    payload: Vec<u8>,
+}
+
+#[derive(Clone, Debug)]
+enum Layer4 {
+    Tcp(Box<TcpHeader>),
+    Udp,
+}
+
+impl Frame {
+    /// A TCP segment without flags, sequence number 1000.
+    pub fn tcp(source: SocketAddr, destination: SocketAddr) -> Self {
+        let header = TcpHeader::new(source.port(), destination.port(), 1000, 0xffff);
+        Self::new(source, destination, Layer4::Tcp(Box::new(header)))
+    }
+
+    /// A TCP segment that opens a connection.
+    pub fn syn(source: SocketAddr, destination: SocketAddr) -> Self {
+        Self::tcp(source, destination).with_tcp(|header| header.syn = true)
+    }
+
+    /// A UDP datagram.
+    pub fn udp(source: SocketAddr, destination: SocketAddr) -> Self {
+        Self::new(source, destination, Layer4::Udp)
+    }
+
+    /// Changes the TCP header; nothing for UDP.
+    pub fn with_tcp(mut self, change: impl FnOnce(&mut TcpHeader)) -> Self {
+        if let Layer4::Tcp(header) = &mut self.layer4 {
+            change(header);
+        }
+        self
+    }
+
+    /// The bytes after the layer-4 header.
+    pub fn payload(mut self, payload: &[u8]) -> Self {
+        self.payload = payload.to_vec();
+        self
+    }
+
+    /// TTL or hop limit, 64 unless told.
+    pub fn hop_limit(mut self, hop_limit: u8) -> Self {
+        self.hop_limit = hop_limit;
+        self
+    }
+
+    /// Source and destination hardware addresses; a [`Wire`] sets its own.
+    pub fn macs(mut self, source: Mac, destination: Mac) -> Self {
+        self.macs = (source, destination);
+        self
+    }
+
+    /// The bytes, from the Ethernet header on.
+    ///
+    /// # Panics
+    ///
+    /// When the ends are of two families.
+    pub fn to_vec(&self) -> Vec<u8> {
+        let ip = match (self.source.ip(), self.destination.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                PacketBuilder::ipv4(from.octets(), to.octets(), self.hop_limit)
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                PacketBuilder::ipv6(from.octets(), to.octets(), self.hop_limit)
+            }
+            _ => panic!(
+                "{} and {} are of two families",
+                self.source, self.destination
+            ),
+        };
+        let mut packet = Vec::new();
+        let written = match &self.layer4 {
+            Layer4::Tcp(header) => ip
+                .tcp_header((**header).clone())
+                .write(&mut packet, &self.payload),
+            Layer4::Udp => ip
+                .udp(self.source.port(), self.destination.port())
+                .write(&mut packet, &self.payload),
+        };
+        written.expect("a frame that fits IP");
+        self.ethernet().into_iter().chain(packet).collect()
+    }
+
+    fn new(source: SocketAddr, destination: SocketAddr, layer4: Layer4) -> Self {
+        let macs = ([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1]);
+        Self {
+            source,
+            destination,
+            macs,
+            layer4,
+            hop_limit: 64,
+            payload: Vec::new(),
+        }
+    }
+
+    fn ethernet(&self) -> [u8; 14] {
+        let ether_type = if self.destination.is_ipv4() {
+            EtherType::IPV4
+        } else {
+            EtherType::IPV6
+        };
+        Ethernet2Header {
+            source: self.macs.0,
+            destination: self.macs.1,
+            ether_type,
+        }
+        .to_bytes()
+    }
+}
+
+/// A device from which frames are sent to one neighbour, past the sender's own
+/// stack.
+#[derive(Debug)]
+pub struct Wire {
+    socket: PacketSocket,
+    macs: (Mac, Mac),
+}
+
+impl Wire {
+    /// Sends by a device of the namespace, between two hardware addresses.
+    #[track_caller]
+    pub fn new(ns: &Netns, device: &str, source: Mac, destination: Mac) -> Self {
+        let ifindex = ns.ifindex(device);
+        let socket = ns
+            .enter(|| PacketSocket::sender(ifindex))
+            .expect("root sends packets");
+        Self {
+            socket,
+            macs: (source, destination),
+        }
+    }
+
+    /// Sends the frame with the hardware addresses of this wire.
+    #[track_caller]
+    pub fn send(&self, frame: &Frame) {
+        let (source, destination) = self.macs;
+        self.send_bytes(&frame.clone().macs(source, destination).to_vec());
+    }
+
+    /// Sends the bytes as they are.
+    #[track_caller]
+    pub fn send_bytes(&self, frame: &[u8]) {
+        self.socket.send(frame).expect("the device takes a frame");
+    }
+}
