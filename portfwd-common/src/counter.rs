@@ -19,3 +19,17 @@ pub struct RuleCounters {
     pub connections: u64,
 }
 map_type!(RuleCounters, 40);
+
+impl core::ops::Add for RuleCounters {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            packets: self.packets + other.packets,
+            bytes: self.bytes + other.bytes,
+            packets_back: self.packets_back + other.packets_back,
+            bytes_back: self.bytes_back + other.bytes_back,
+            connections: self.connections + other.connections,
+        }
+    }
+}

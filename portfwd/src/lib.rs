@@ -1,8 +1,17 @@
 //! Port forwarding inside the Linux kernel.
+//!
+//! Rules go one way: [`rule`] reads what was typed, [`plan`] lays it out for
+//! the kernel, [`dataplane`] loads and writes it. [`host`] is everything else
+//! that a host has: devices, namespaces, locks, sysctls. [`Forwarder`] puts
+//! them together, [`counters`] is the way back to people.
 
+pub mod counters;
+pub mod dataplane;
 pub mod error;
+mod forwarder;
 pub mod host;
 pub mod plan;
 pub mod rule;
 
 pub use error::Error;
+pub use forwarder::{Forwarder, Interfaces, Options, Tcp};

@@ -48,6 +48,17 @@ pub fn link_dir(cookie: &str) -> PathBuf {
     pin_dir(cookie).join("links")
 }
 
+/// Makes the folder of the pinned maps. The caller holds the lock.
+pub fn make_map_dir(cookie: &str) -> Result<(), Error> {
+    let folder = map_dir(cookie);
+    fs::create_dir_all(&folder).map_err(|error| {
+        Error::machine(format!(
+            "cannot make {}: {error}; run portfwd as root where {MOUNT_POINT} is writable",
+            folder.display()
+        ))
+    })
+}
+
 /// Removes what a dead run left pinned. The caller holds the lock, so nobody
 /// uses the maps; pinned links forward without a process, and are an error.
 pub fn remove_dead(cookie: &str) -> Result<(), Error> {

@@ -136,6 +136,23 @@ impl Journal {
         Ok(true)
     }
 
+    /// True when the sysctl of a device has the value already.
+    pub fn reads(&self, sysctl: &Sysctl, value: &str) -> Result<bool, Error> {
+        let gone = || {
+            Error::machine(format!(
+                "cannot read {sysctl}: the interface is gone; start again"
+            ))
+        };
+        let path = self.host.path(sysctl).ok_or_else(gone)?;
+        let now = read(&path).map_err(|error| {
+            Error::machine(format!(
+                "cannot read {}: {error}; run portfwd where /proc/sys is mounted",
+                path.display()
+            ))
+        })?;
+        Ok(now == value)
+    }
+
     /// Puts every value back that is still ours, last change first, and
     /// removes the journal. An error names what could not be written; that
     /// part stays in the journal.

@@ -1,0 +1,270 @@
+//! The command line.
+
+use std::{ffi::OsString, net::IpAddr};
+
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
+use ipnet::IpNet;
+use portfwd::{
+    Error, Interfaces,
+    rule::{Rule, RuleSpec},
+};
+
+const RULES: &str = "\
+Rules: [LISTEN:]PORTS:(PORTS | TARGET[:PORTS])[/PROTO]
+  80:5000                     port 80 of every address of this host to port 5000 on this host
+  80:127.0.0.1:5000           to a service that listens on 127.0.0.1 only
+  192.0.2.1:80:5000           of one address
+  8000-8999:18000-18999/udp   a range: 8123 goes to 18123
+  20000-50000:443/udp         many ports to one
+  53:5353/tcp+udp             both protocols; without /PROTO it is tcp
+
+Example: portfwd -i eth0 80:5000
+
+Exit codes: 0 done, 1 something about this machine, 2 the command line is wrong.";
+
+/// Forwards ports inside the Linux kernel until Ctrl-C.
+#[derive(Parser, Debug)]
+#[command(
+    name = "portfwd",
+    version,
+    after_help = RULES,
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    run: Run,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// The same, said in full: attach, forward, detach on Ctrl-C
+    #[command(after_help = RULES)]
+    Run(Run),
+}
+
+/// What `portfwd run` was told.
+#[derive(Args, Debug)]
+pub struct Run {
+    /// What to forward, see below
+    #[arg(value_name = "RULE")]
+    pub rules: Vec<String>,
+    /// Take network traffic from this device; repeatable; `any` is every layer-3 device
+    #[arg(short, long = "iface", value_name = "IFACE", value_parser = NonEmptyStringValueParser::new())]
+    ifaces: Vec<String>,
+    /// Which hook carries the traffic
+    #[arg(
+        short,
+        long,
+        default_value = "auto",
+        hide_possible_values = true,
+        value_name = "auto|tc"
+    )]
+    mode: Mode,
+    /// Work in this network namespace: a name of `ip netns`, or a path
+    #[arg(long, value_name = "NAME|PATH", value_parser = NonEmptyStringValueParser::new())]
+    pub netns: Option<String>,
+    /// Give the rule a name
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
+    name: Option<String>,
+    /// Serve only these sources
+    #[arg(long, value_name = "CIDR[,CIDR]...", value_delimiter = ',')]
+    from: Vec<String>,
+    /// Do not serve clients on this host
+    #[arg(long)]
+    pub no_local: bool,
+    /// Print the counters every so many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub stats: Option<u32>,
+    /// Print new flows
+    #[arg(short, long)]
+    pub verbose: bool,
+    #[command(flatten)]
+    later: Later,
+}
+
+/// Options of the contract that are not built yet.
+#[derive(Args, Debug)]
+struct Later {
+    #[arg(long, hide = true)]
+    nat: Option<OsString>,
+    #[arg(long, hide = true)]
+    json: bool,
+    #[arg(short = 'f', long, hide = true)]
+    config: Option<OsString>,
+    #[arg(long, hide = true)]
+    max_flows: Option<OsString>,
+    #[arg(long, hide = true)]
+    force: bool,
+    #[arg(long, hide = true)]
+    cgroup: Option<OsString>,
+    #[arg(long, hide = true)]
+    kill: bool,
+    #[arg(long, hide = true)]
+    watch: bool,
+    #[arg(long, hide = true)]
+    dry_run: bool,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum Mode {
+    Auto,
+    Xdp,
+    XdpGeneric,
+    Tc,
+}
+
+/// Verbs of the contract that are not built yet.
+const LATER: [&str; 18] = [
+    "up",
+    "down",
+    "add",
+    "del",
+    "list",
+    "flows",
+    "stats",
+    "status",
+    "apply",
+    "save",
+    "check",
+    "explain",
+    "doctor",
+    "ports",
+    "import",
+    "enable",
+    "disable",
+    "completions",
+];
+
+/// Reads the command line. Help and version print and end the process.
+///
+/// # Errors
+///
+/// [`Error::Text`], in one sentence.
+pub fn parse() -> Result<Run, Error> {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    if let Some(verb) = words.get(1).and_then(|word| word.to_str())
+        && LATER.contains(&verb)
+    {
+        return Err(not_yet(
+            &format!("`{verb}`"),
+            "`portfwd run` is what there is",
+        ));
+    }
+    let cli = Cli::try_parse_from(words).or_else(|error| match error.use_stderr() {
+        false => error.exit(),
+        true => Err(one_sentence(&error)),
+    })?;
+    let run = match cli.verb {
+        Some(Verb::Run(run)) => run,
+        None => cli.run,
+    };
+    run.refuse_what_comes_later()?;
+    Ok(run)
+}
+
+fn not_yet(what: &str, instead: &str) -> Error {
+    Error::text(format!("{what} is not yet built; {instead}"))
+}
+
+/// Clap's first paragraph says what is wrong; the usage below is `--help`.
+fn one_sentence(error: &clap::Error) -> Error {
+    let text = error.to_string();
+    let paragraph = text.split("\n\n").next().unwrap_or_default();
+    let words: Vec<&str> = paragraph.split_whitespace().collect();
+    let sentence = words.join(" ");
+    let sentence = sentence.strip_prefix("error: ").unwrap_or(&sentence);
+    Error::text(format!("{sentence}; try `portfwd --help`"))
+}
+
+impl Run {
+    fn refuse_what_comes_later(&self) -> Result<(), Error> {
+        let Later {
+            nat,
+            json,
+            config,
+            max_flows,
+            force,
+            cgroup,
+            kill,
+            watch,
+            dry_run,
+        } = &self.later;
+        let given = [
+            ("--nat", nat.is_some()),
+            ("--json", *json),
+            ("--config", config.is_some()),
+            ("--max-flows", max_flows.is_some()),
+            ("--force", *force),
+            ("--cgroup", cgroup.is_some()),
+            ("--kill", *kill),
+            ("--watch", *watch),
+            ("--dry-run", *dry_run),
+        ];
+        if let Some((option, _)) = given.iter().find(|(_, given)| *given) {
+            return Err(not_yet(&format!("`{option}`"), "leave it out"));
+        }
+        match self.mode {
+            Mode::Auto | Mode::Tc => Ok(()),
+            Mode::Xdp => Err(not_yet("`--mode xdp`", "type `--mode tc`")),
+            Mode::XdpGeneric => Err(not_yet("`--mode xdp-generic`", "type `--mode tc`")),
+        }
+    }
+
+    /// The rules with the options that hold for each of them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Text`].
+    pub fn specs(&self) -> Result<Vec<RuleSpec>, Error> {
+        if self.rules.is_empty() {
+            return Err(Error::text(
+                "there is no rule; type one, such as `portfwd 80:5000`",
+            ));
+        }
+        if let (Some(name), true) = (&self.name, self.rules.len() > 1) {
+            return Err(Error::text(format!(
+                "`--name {name}` stands with {} rules, and a name is one rule's; \
+                 leave it out or type one rule",
+                self.rules.len()
+            )));
+        }
+        let from: Vec<IpNet> = self
+            .from
+            .iter()
+            .map(|text| source(text))
+            .collect::<Result<_, _>>()?;
+        self.rules
+            .iter()
+            .map(|text| {
+                let rule: Rule = text.parse()?;
+                let name = self.name.clone();
+                Ok(RuleSpec {
+                    name,
+                    from: from.clone(),
+                    ..RuleSpec::from(rule)
+                })
+            })
+            .collect()
+    }
+
+    /// Where network traffic is taken.
+    pub fn interfaces(&self) -> Interfaces {
+        if self.ifaces.is_empty() || self.ifaces.iter().any(|name| name == "any") {
+            Interfaces::Any
+        } else {
+            Interfaces::Named(self.ifaces.clone())
+        }
+    }
+}
+
+fn source(text: &str) -> Result<IpNet, Error> {
+    let address = text.parse::<IpAddr>().map(IpNet::from);
+    text.parse::<IpNet>().or_else(|_| address).map_err(|_| {
+        Error::text(format!(
+            "`--from {text}` is neither an address nor a prefix; type one such as `192.0.2.0/24`"
+        ))
+    })
+}
