@@ -11,7 +11,15 @@ use portfwd_common::{
 use super::machine;
 use crate::{Error, plan::PortSpan};
 
-const BYTES: usize = PORT_TABLE_LEN as usize * size_of::<PortEntry>();
+const BYTES: usize = PORT_TABLE_LEN as usize * size_of::<Element>();
+
+/// An element of the array: the kernel gives each a multiple of 8 bytes.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Default)]
+struct Element {
+    entry: PortEntry,
+    padding: u32,
+}
 
 /// The map's memory, shared with the kernel.
 struct Mapping(*mut c_void);
@@ -29,8 +37,8 @@ impl Mapping {
             .map_err(|error| machine("cannot map the port table", error))
     }
 
-    fn entries(&mut self) -> &mut [PortEntry] {
-        // SAFETY: mapped for this many entries, and page aligned. The kernel
+    fn elements(&mut self) -> &mut [Element] {
+        // SAFETY: mapped for this many elements, and page aligned. The kernel
         // only reads; a torn word is impossible, since each store is of one.
         unsafe { slice::from_raw_parts_mut(self.0.cast(), PORT_TABLE_LEN as usize) }
     }
@@ -49,14 +57,17 @@ impl Drop for Mapping {
 /// Writes the ports of a bank that no packet walks by: every entry.
 pub(super) fn write(map: BorrowedFd<'_>, bank: Bank, spans: &[PortSpan]) -> Result<(), Error> {
     let mut mapping = Mapping::new(map)?;
-    let entries = mapping.entries();
+    let elements = mapping.elements();
     let half = PORT_TABLE_LEN as usize / 2;
     let start = bank as usize * half;
-    entries[start..start + half].fill(PortEntry::default());
+    elements[start..start + half].fill(Element::default());
     for span in spans {
         let first = port_index(bank, span.proto, span.first) as usize;
         let last = port_index(bank, span.proto, span.last) as usize;
-        entries[first..=last].fill(span.entry);
+        elements[first..=last].fill(Element {
+            entry: span.entry,
+            padding: 0,
+        });
     }
     Ok(())
 }
