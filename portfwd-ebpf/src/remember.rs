@@ -39,12 +39,12 @@ pub fn remember<H: Hook, T: Tables>(
     tables: &T,
     draft: &mut Draft,
 ) -> Result<bool, Verdict> {
-    let mut port = 0;
+    draft.tried = 0;
     for _ in 0..ATTEMPTS {
-        draft.placement.to.sport = source_port(&draft.packet, port);
+        draft.placement.to.sport = source_port(&draft.packet, draft.tried);
         match reserve(hook, tables, draft) {
             Reserved::Again => {}
-            Reserved::Taken => port += 1,
+            Reserved::Taken => draft.tried += 1,
             Reserved::Ours => return finish(tables, draft),
             Reserved::Same => return Ok(false),
             Reserved::Full => return Err(Verdict::TableFull),
@@ -81,6 +81,7 @@ fn reserve<H: Hook, T: Tables>(hook: &H, tables: &T, draft: &mut Draft) -> Reser
         placement,
         key,
         flow,
+        ..
     } = draft;
     *key = known::reply_key(&placement.to, packet.proto);
     if let Some(found) = known::flow(tables, key) {
@@ -138,6 +139,7 @@ fn finish<T: Tables>(tables: &T, draft: &mut Draft) -> Result<bool, Verdict> {
         placement,
         key,
         flow,
+        ..
     } = draft;
     *key = packet.tuple.key(packet.proto, FlowKey::INGRESS);
     *flow = entry(tables, &placement.to, placement, 0);

@@ -89,6 +89,9 @@ pub struct Draft {
     pub packet: Packet,
     /// What it becomes, if it opens a flow.
     pub placement: Placement,
+    /// Source ports that were tried and taken. Here and not in a register: a
+    /// count that the verifier knows would make each try another program.
+    pub tried: u32,
     /// The key that is being written.
     pub key: FlowKey,
     /// The entry that is being written.

@@ -1,13 +1,13 @@
 //! Three tcx programs of the harness itself, in a dozen instructions each: one
 //! counts what reaches it, one copies it to a device where it can be captured,
-//! one spoils it to prove that this is found.
+//! one spoils it to prove that this is found. And a look at pinned maps.
 //!
 //! They speak bpf(2) directly, so that what judges the loader is not the
 //! loader's own library.
 
 use std::{
-    ffi::c_void,
-    io,
+    ffi::{CString, c_void},
+    fs, io, mem,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
@@ -16,7 +16,10 @@ use crate::Netns;
 /// Commands and constants of linux/bpf.h.
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
 const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
@@ -44,6 +47,15 @@ pub enum Side {
     Ingress,
     /// What leaves.
     Egress,
+}
+
+impl Side {
+    const fn attach_type(self) -> u32 {
+        match self {
+            Self::Ingress => BPF_TCX_INGRESS,
+            Self::Egress => BPF_TCX_EGRESS,
+        }
+    }
 }
 
 /// A tcx program that stands behind those already there, counts every packet
@@ -95,6 +107,30 @@ impl Bystander {
     }
 }
 
+/// The ids of the tcx programs on one side of a device, in their order; none
+/// before Linux 6.6.
+#[track_caller]
+pub fn programs(ns: &Netns, device: &str, side: Side) -> Vec<u32> {
+    let mut ids = [0u32; 64];
+    let attributes = ProgramQuery {
+        ifindex: ns.ifindex(device),
+        attach_type: side.attach_type(),
+        flags: 0,
+        attach_flags: 0,
+        ids: ids.as_mut_ptr() as u64,
+        count: ids.len() as u32,
+        padding: 0,
+        rest: [0; 4],
+    };
+    // SAFETY: the kernel writes at most `count` ids, and the count itself back
+    // into the attributes, which both outlive the call.
+    match ns.enter(|| unsafe { bpf(BPF_PROG_QUERY, &attributes) }) {
+        Ok(_) => ids.into_iter().take_while(|id| *id != 0).collect(),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Vec::new(),
+        Err(error) => panic!("programs of {device}: {error}"),
+    }
+}
+
 /// A tcx program that copies every unicast IP packet that reaches it to
 /// another device. Behind a program that rewrites, it shows what the stack
 /// gets, which no packet socket sees.
@@ -127,6 +163,76 @@ impl Spoiler {
         Ok(Self {
             _link: link(ns, device, Side::Ingress, &program, BPF_F_BEFORE)?,
         })
+    }
+}
+
+/// A pinned map, for what tests ask of its size.
+#[derive(Debug)]
+pub struct Pinned {
+    map: OwnedFd,
+    key_size: usize,
+    capacity: usize,
+}
+
+impl Pinned {
+    /// Opens the map of a forwarder in this namespace by its name.
+    #[track_caller]
+    pub fn of_forwarder(ns: &Netns, name: &str) -> Self {
+        let path = format!("/sys/fs/bpf/portfwd/{}/maps/{name}", ns.cookie());
+        Self::open(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    fn open(path: &str) -> io::Result<Self> {
+        let path = CString::new(path)?;
+        let attributes = ObjectGet {
+            path: path.as_ptr() as u64,
+            descriptor: 0,
+            flags: 0,
+        };
+        // SAFETY: the path outlives the call and ends in a zero.
+        let descriptor = unsafe { bpf(BPF_OBJ_GET, &attributes)? };
+        // SAFETY: the kernel just made this descriptor for us.
+        let map = unsafe { OwnedFd::from_raw_fd(descriptor) };
+        let text = fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}"))?;
+        let field = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            let value = line.and_then(|value| value.trim().parse().ok());
+            value.ok_or_else(|| io::Error::other(format!("no {name} in {text}")))
+        };
+        Ok(Self {
+            map,
+            key_size: field("key_size:")?,
+            capacity: field("max_entries:")?,
+        })
+    }
+
+    /// How many entries the map has room for.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// How many keys a walk through the map meets.
+    pub fn entries(&self) -> usize {
+        let (mut key, mut next) = (vec![0u8; self.key_size], vec![0u8; self.key_size]);
+        let mut count = 0;
+        // An entry that goes while it is the last one met starts the walk
+        // anew: it ends all the same.
+        while count <= self.capacity {
+            let attributes = MapElement {
+                map: self.map.as_raw_fd() as u32,
+                padding: 0,
+                key: if count == 0 { 0 } else { key.as_ptr() as u64 },
+                value: next.as_mut_ptr() as u64,
+                flags: 0,
+            };
+            // SAFETY: both buffers are of the map's key size.
+            if unsafe { bpf(BPF_MAP_GET_NEXT_KEY, &attributes) }.is_err() {
+                break;
+            }
+            mem::swap(&mut key, &mut next);
+            count += 1;
+        }
+        count
     }
 }
 
@@ -286,6 +392,13 @@ struct MapElement {
 }
 
 #[repr(C)]
+struct ObjectGet {
+    path: u64,
+    descriptor: u32,
+    flags: u32,
+}
+
+#[repr(C)]
 struct ProgramLoad {
     program_type: u32,
     instructions: u32,
@@ -297,6 +410,18 @@ struct ProgramLoad {
     kernel_version: u32,
     flags: u32,
     name: [u8; 16],
+}
+
+#[repr(C)]
+struct ProgramQuery {
+    ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    padding: u32,
+    rest: [u64; 4],
 }
 
 #[repr(C)]
@@ -352,10 +477,7 @@ fn link(
     let attributes = LinkCreate {
         program: program.as_raw_fd() as u32,
         ifindex: ns.ifindex(device),
-        attach_type: match side {
-            Side::Ingress => BPF_TCX_INGRESS,
-            Side::Egress => BPF_TCX_EGRESS,
-        },
+        attach_type: side.attach_type(),
         flags,
         relative: 0,
         padding: 0,

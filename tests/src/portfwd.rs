@@ -139,9 +139,17 @@ impl Portfwd {
     pub fn refused(ns: &Netns, args: &[&str]) -> Refusal {
         let mut command = ns.command(binary().to_str().expect("a path of text"));
         command.args(args);
+        Self::refused_command(command)
+    }
+
+    /// The same for a command that ends as `portfwd` does.
+    #[track_caller]
+    pub fn refused_command(mut command: Command) -> Refusal {
+        command.env("RUST_BACKTRACE", "1");
         let output = Self::from_command(command).ended_by_itself();
         Refusal {
             code: output.status.and_then(|status| status.code()),
+            stdout: output.stdout,
             stderr: output.stderr,
         }
     }
@@ -247,6 +255,8 @@ impl Drop for Portfwd {
 pub struct Refusal {
     /// The exit code; none if it had to be killed.
     pub code: Option<i32>,
+    /// What it printed besides, which should be nothing.
+    pub stdout: String,
     /// The error.
     pub stderr: String,
 }

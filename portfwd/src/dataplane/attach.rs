@@ -49,7 +49,7 @@ impl Side {
         }
     }
 
-    const fn program(self, link: Link) -> &'static str {
+    pub(super) const fn program(self, link: Link) -> &'static str {
         match (self, link) {
             (Self::Ingress, Link::Ethernet) => names::TC_IN,
             (Self::Ingress, Link::Bare) => names::TC_IN_L3,

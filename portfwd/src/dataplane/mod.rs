@@ -9,6 +9,7 @@ mod kernel;
 mod object;
 mod ports;
 mod tables;
+mod trial;
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -16,6 +17,7 @@ pub use attach::{Attached, Side};
 use aya::Ebpf;
 pub use kernel::Features;
 pub use object::Settings;
+pub use trial::{Entrance, Trial};
 
 use crate::Error;
 

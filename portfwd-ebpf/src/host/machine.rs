@@ -1,0 +1,138 @@
+//! What the kernel would answer about sockets and addresses.
+
+use std::cell::RefCell;
+
+use portfwd_common::{Addr, Family, Proto};
+
+use crate::{
+    hook::{LISTEN, NO_SOCKET, SocketState, Steering},
+    packet::{Packet, Tuple},
+};
+
+/// A TCP listener.
+#[derive(Clone, Copy, Debug)]
+pub struct Listener {
+    /// Its address: [`Addr::UNSPECIFIED`] takes both families,
+    /// [`Addr::V4_UNSPECIFIED`] every IPv4 address.
+    pub addr: Addr,
+    /// Its port.
+    pub port: u16,
+    /// The kernel does not assign packets to it.
+    pub refuses: bool,
+}
+
+/// Sockets and addresses of a machine.
+#[derive(Clone, Debug, Default)]
+pub struct Machine {
+    /// Its addresses; those of 127.0.0.0/8 and `::1` need not be named.
+    pub addresses: Vec<Addr>,
+    /// It forwards, so the kernel says which addresses are its own.
+    pub forwards: bool,
+    /// TCP sockets by the tuple of the packets that they receive.
+    pub connections: Vec<(Tuple, SocketState)>,
+    /// TCP listeners.
+    pub listeners: Vec<Listener>,
+    /// UDP sockets that are not connected, by address and port.
+    pub udp: Vec<(Addr, u16)>,
+    /// Acknowledgement numbers that complete a SYN cookie.
+    pub cookies: Vec<u32>,
+    /// Address and port of the listeners that were given a packet, in order.
+    pub steered: RefCell<Vec<(Addr, u16)>>,
+}
+
+impl Machine {
+    /// A machine with addresses of its own, that forwards.
+    pub fn new(addresses: &[Addr]) -> Self {
+        Self {
+            addresses: addresses.to_vec(),
+            forwards: true,
+            ..Self::default()
+        }
+    }
+
+    /// Adds a listener on `addr` and `port`.
+    pub fn listen(mut self, addr: Addr, port: u16) -> Self {
+        self.listeners.push(Listener {
+            addr,
+            port,
+            refuses: false,
+        });
+        self
+    }
+
+    /// Adds a listener that the kernel does not steer to.
+    pub fn listen_unsteerable(mut self, addr: Addr, port: u16) -> Self {
+        self.listeners.push(Listener {
+            addr,
+            port,
+            refuses: true,
+        });
+        self
+    }
+
+    /// Adds a UDP socket.
+    pub fn bind(mut self, addr: Addr, port: u16) -> Self {
+        self.udp.push((addr, port));
+        self
+    }
+
+    /// Adds a TCP socket that receives packets with `tuple`.
+    pub fn connect(mut self, tuple: Tuple, state: SocketState) -> Self {
+        self.connections.push((tuple, state));
+        self
+    }
+
+    pub(super) fn may_be_local(&self, packet: &Packet) -> bool {
+        let dst = &packet.tuple.dst;
+        !self.forwards || dst.is_loopback() || self.addresses.contains(dst)
+    }
+
+    pub(super) fn tcp_socket(&self, family: Family, tuple: &Tuple) -> SocketState {
+        let connection = self.connections.iter().find(|(of, _)| of == tuple);
+        match connection {
+            Some((_, state)) => *state,
+            None if self.listener(family, &tuple.dst, tuple.dport).is_some() => LISTEN,
+            None => NO_SOCKET,
+        }
+    }
+
+    pub(super) fn udp_socket(&self, family: Family, tuple: &Tuple) -> bool {
+        self.udp
+            .iter()
+            .any(|(addr, port)| *port == tuple.dport && takes(addr, family, &tuple.dst))
+    }
+
+    pub(super) fn sent_by_socket(&self, packet: &Packet) -> bool {
+        packet.proto == Proto::Tcp
+            && !matches!(
+                self.tcp_socket(packet.family, &packet.tuple.reversed()),
+                NO_SOCKET | LISTEN
+            )
+    }
+
+    pub(super) fn steer(&self, packet: &Packet, addr: &Addr, port: u16) -> Steering {
+        match self.listener(packet.family, addr, port) {
+            None => Steering::NoListener,
+            Some(listener) if listener.refuses => Steering::Refused,
+            Some(_) => {
+                self.steered.borrow_mut().push((*addr, port));
+                Steering::Assigned {
+                    cookie: packet.is_ack() && self.cookies.contains(&packet.ack),
+                }
+            }
+        }
+    }
+
+    fn listener(&self, family: Family, addr: &Addr, port: u16) -> Option<&Listener> {
+        self.listeners
+            .iter()
+            .find(|listener| listener.port == port && takes(&listener.addr, family, addr))
+    }
+}
+
+/// Would a socket bound to `bound` receive what is sent to `addr`?
+fn takes(bound: &Addr, family: Family, addr: &Addr) -> bool {
+    bound == addr
+        || bound.is_unspecified()
+        || (*bound == Addr::V4_UNSPECIFIED && family == Family::V4)
+}

@@ -1,0 +1,368 @@
+//! Packets, hosts and judges that the tests of the corridor share.
+
+// Each test file is a crate of its own and uses a part of this.
+#![allow(dead_code)]
+
+use std::net::{IpAddr, SocketAddr};
+
+use etherparse::{IpHeaders, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, PacketBuilder};
+use portfwd_common::{Addr, Flow, Proto, Verdict};
+use portfwd_ebpf::{
+    host::{self, Buffer, Forward, Machine, Memory},
+    outcome::Outcome,
+    packet::{ACK, SYN, Tuple},
+    tables::Table,
+};
+
+/// The device of the network.
+pub const ETH0: u32 = 2;
+/// The loopback device.
+pub const LO: u32 = 1;
+
+/// A client in the network.
+pub const CLIENT: &str = "198.51.100.7:4000";
+/// This host's address and a port that rules listen on.
+pub const DIALLED: &str = "192.0.2.1:80";
+/// The target of a rule.
+pub const TARGET: &str = "192.0.2.1:5000";
+
+/// The same over IPv6.
+pub const CLIENT6: &str = "[2001:db8:1::7]:4000";
+/// The same over IPv6.
+pub const DIALLED6: &str = "[2001:db8::1]:80";
+/// The same over IPv6.
+pub const TARGET6: &str = "[2001:db8::1]:5000";
+
+/// Addresses of this host.
+pub const OWN: [&str; 4] = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2"];
+
+pub fn addr(text: &str) -> Addr {
+    Addr::from(text.parse::<IpAddr>().expect("an address"))
+}
+
+/// The tuple of a packet `from` one end `to` another.
+pub fn tuple(from: &str, to: &str) -> Tuple {
+    let [from, to] = [from, to].map(|end| end.parse::<SocketAddr>().expect("address and port"));
+    Tuple {
+        src: from.ip().into(),
+        dst: to.ip().into(),
+        sport: from.port(),
+        dport: to.port(),
+    }
+}
+
+fn ip_headers(tuple: &Tuple, options: &[u8]) -> IpHeaders {
+    match (IpAddr::from(tuple.src), IpAddr::from(tuple.dst)) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            let mut header = Ipv4Header::new(0, 61, IpNumber::UDP, src.octets(), dst.octets())
+                .expect("an empty payload");
+            header.options = options.try_into().expect("whole words");
+            IpHeaders::Ipv4(header, Default::default())
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            let header = Ipv6Header {
+                traffic_class: 0,
+                flow_label: Ipv6FlowLabel::ZERO,
+                payload_length: 0,
+                next_header: IpNumber::UDP,
+                hop_limit: 61,
+                source: src.octets(),
+                destination: dst.octets(),
+            };
+            IpHeaders::Ipv6(header, Default::default())
+        }
+        _ => panic!("one family"),
+    }
+}
+
+/// A datagram.
+pub fn udp(tuple: &Tuple, payload: &[u8]) -> Vec<u8> {
+    udp_with_options(tuple, &[], payload)
+}
+
+/// A datagram with IPv4 options.
+pub fn udp_with_options(tuple: &Tuple, options: &[u8], payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    PacketBuilder::ip(ip_headers(tuple, options))
+        .udp(tuple.sport, tuple.dport)
+        .write(&mut bytes, payload)
+        .expect("into memory");
+    bytes
+}
+
+/// A segment.
+pub fn tcp(tuple: &Tuple, flags: u8, [seq, ack]: [u32; 2], payload: &[u8]) -> Vec<u8> {
+    tcp_with_options(tuple, &[], flags, [seq, ack], payload)
+}
+
+/// A segment with IPv4 options.
+pub fn tcp_with_options(
+    tuple: &Tuple,
+    options: &[u8],
+    flags: u8,
+    [seq, ack]: [u32; 2],
+    payload: &[u8],
+) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut builder =
+        PacketBuilder::ip(ip_headers(tuple, options)).tcp(tuple.sport, tuple.dport, seq, 64_000);
+    for (bit, set) in [
+        (1, Builder::fin as fn(Builder) -> Builder),
+        (2, Builder::syn),
+        (4, Builder::rst),
+        (16, |builder| builder),
+    ] {
+        if flags & bit != 0 {
+            builder = set(builder);
+        }
+    }
+    if flags & ACK != 0 {
+        builder = builder.ack(ack);
+    }
+    builder.write(&mut bytes, payload).expect("into memory");
+    bytes
+}
+
+type Builder = etherparse::PacketBuilderStep<etherparse::TcpHeader>;
+
+/// A SYN.
+pub fn syn(tuple: &Tuple) -> Vec<u8> {
+    tcp(tuple, SYN, [100, 0], &[])
+}
+
+/// A packet of `proto` that may open a flow.
+pub fn first(proto: Proto, tuple: &Tuple) -> Vec<u8> {
+    match proto {
+        Proto::Tcp => syn(tuple),
+        _ => udp(tuple, b"hello"),
+    }
+}
+
+/// An answer of `proto` to what [`first`] made.
+pub fn answer(proto: Proto, tuple: &Tuple) -> Vec<u8> {
+    match proto {
+        Proto::Tcp => tcp(tuple, SYN | ACK, [700, 101], &[]),
+        _ => udp(tuple, b"world!"),
+    }
+}
+
+/// What a client sends after that answer.
+pub fn second(proto: Proto, tuple: &Tuple) -> Vec<u8> {
+    match proto {
+        Proto::Tcp => tcp(tuple, ACK, [101, 701], b"data"),
+        _ => udp(tuple, b"again"),
+    }
+}
+
+/// Where the transport header starts, and the protocol.
+fn transport(bytes: &[u8]) -> (usize, u8) {
+    match bytes[0] >> 4 {
+        4 => (usize::from(bytes[0] & 15) * 4, bytes[9]),
+        _ => (40, bytes[6]),
+    }
+}
+
+/// The tuple that stands in the bytes of a packet.
+pub fn tuple_of(bytes: &[u8]) -> Tuple {
+    let at = transport(bytes).0;
+    let port = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+    let v4 = |at: usize| {
+        let octets: [u8; 4] = bytes[at..at + 4].try_into().expect("four bytes");
+        Addr::from(IpAddr::from(octets))
+    };
+    let v6 = |at: usize| {
+        let octets: [u8; 16] = bytes[at..at + 16].try_into().expect("sixteen bytes");
+        let words = octets.as_chunks::<4>().0;
+        Addr([words[0], words[1], words[2], words[3]].map(u32::from_ne_bytes))
+    };
+    let (src, dst) = match bytes[0] >> 4 {
+        4 => (v4(12), v4(16)),
+        _ => (v6(8), v6(24)),
+    };
+    Tuple {
+        src,
+        dst,
+        sport: port(at),
+        dport: port(at + 2),
+    }
+}
+
+fn sum(bytes: &[u8]) -> u64 {
+    bytes
+        .chunks(2)
+        .map(|pair| u64::from(pair[0]) << 8 | u64::from(pair.get(1).copied().unwrap_or(0)))
+        .sum()
+}
+
+fn fold(mut sum: u64) -> u16 {
+    while sum > 0xffff {
+        sum = (sum >> 16) + (sum & 0xffff);
+    }
+    sum as u16
+}
+
+/// Where the transport checksum stands.
+pub fn checksum_at(bytes: &[u8]) -> usize {
+    let (at, protocol) = transport(bytes);
+    at + if protocol == 6 { 16 } else { 6 }
+}
+
+/// The transport checksum in a packet.
+pub fn checksum(bytes: &[u8]) -> u16 {
+    let at = checksum_at(bytes);
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// Sets the transport checksum.
+pub fn set_checksum(bytes: &mut [u8], checksum: u16) {
+    let at = checksum_at(bytes);
+    bytes[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+}
+
+/// Sum of the pseudo-header and of the transport part.
+fn sums(bytes: &[u8]) -> (u64, u64) {
+    let (at, protocol) = transport(bytes);
+    let addresses = match bytes[0] >> 4 {
+        4 => &bytes[12..20],
+        _ => &bytes[8..40],
+    };
+    let segment = &bytes[at..];
+    let pseudo = sum(addresses) + u64::from(protocol) + segment.len() as u64;
+    (pseudo, sum(segment))
+}
+
+/// The sum of the pseudo-header: what a partial checksum holds.
+pub fn partial_sum(bytes: &[u8]) -> u16 {
+    fold(sums(bytes).0)
+}
+
+/// Checks every checksum from scratch; `partial` as in [`Buffer::partial`].
+#[track_caller]
+pub fn assert_sums(bytes: &[u8], partial: bool) {
+    if bytes[0] >> 4 == 4 {
+        let header = &bytes[..usize::from(bytes[0] & 15) * 4];
+        assert_eq!(fold(sum(header)), 0xffff, "IPv4 header {bytes:02x?}");
+    }
+    let (pseudo, segment) = sums(bytes);
+    let is_udp = transport(bytes).1 == 17;
+    if partial {
+        let (found, wanted) = (checksum(bytes), fold(pseudo));
+        assert_eq!(found % 0xffff, wanted % 0xffff, "partial {bytes:02x?}");
+        return;
+    }
+    if is_udp && checksum(bytes) == 0 {
+        return;
+    }
+    assert_eq!(fold(pseudo + segment), 0xffff, "transport {bytes:02x?}");
+}
+
+/// A host with its tables. Every packet that walks is judged: its checksums
+/// are right, and only a verdict that says so changed a byte.
+pub struct Host {
+    pub machine: &'static Machine,
+    pub memory: Memory,
+}
+
+impl Host {
+    /// A host with [`OWN`] addresses, sockets on every port that the tests
+    /// send to, and rules.
+    pub fn new(forwards: &[Forward]) -> Self {
+        let mut machine = Machine::new(&OWN.map(addr));
+        for port in [80, 443, 5000, 5001, 6000, 8080, 9000, 18000, 18123, 18999] {
+            machine = machine.bind(Addr::UNSPECIFIED, port);
+        }
+        for port in [5000, 6000] {
+            machine = machine.listen(Addr::UNSPECIFIED, port);
+        }
+        Self::on(machine, forwards)
+    }
+
+    /// The same on a machine of one's own.
+    pub fn on(machine: Machine, forwards: &[Forward]) -> Self {
+        let memory = Memory::with(forwards);
+        *memory.own.borrow_mut() = machine.addresses.clone();
+        Self {
+            machine: Box::leak(Box::new(machine)),
+            memory,
+        }
+    }
+
+    pub fn buffer(&self, bytes: &[u8]) -> Buffer<'static> {
+        Buffer::new(self.machine, bytes.to_vec())
+    }
+
+    /// A packet arrives from the network.
+    #[track_caller]
+    pub fn arrive(&self, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+        let (outcome, bytes) = self.take(self.buffer(bytes));
+        (outcome.verdict, bytes)
+    }
+
+    /// A packet leaves to the network.
+    #[track_caller]
+    pub fn depart(&self, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+        let (outcome, bytes) = self.send(self.buffer(bytes));
+        (outcome.verdict, bytes)
+    }
+
+    /// A buffer arrives.
+    #[track_caller]
+    pub fn take(&self, buffer: Buffer<'_>) -> (Outcome, Vec<u8>) {
+        judged(buffer, |buffer| host::arrive(buffer, &self.memory))
+    }
+
+    /// A buffer leaves.
+    #[track_caller]
+    pub fn send(&self, buffer: Buffer<'_>) -> (Outcome, Vec<u8>) {
+        judged(buffer, |buffer| host::depart(buffer, &self.memory))
+    }
+
+    /// A packet arrives and is rewritten; the tuple that the target sees.
+    #[track_caller]
+    pub fn forwarded(&self, bytes: &[u8]) -> Tuple {
+        let (verdict, bytes) = self.arrive(bytes);
+        assert_eq!(verdict, Verdict::Rewritten, "{:?}", tuple_of(&bytes));
+        tuple_of(&bytes)
+    }
+
+    /// The target answers what it saw; the tuple that the client sees.
+    #[track_caller]
+    pub fn answered(&self, proto: Proto, seen: &Tuple) -> Tuple {
+        let (verdict, bytes) = self.depart(&answer(proto, &seen.reversed()));
+        assert!(
+            matches!(verdict, Verdict::Restored | Verdict::Direct),
+            "{verdict:?} {seen:?}"
+        );
+        tuple_of(&bytes)
+    }
+
+    /// Flows in a table, not entries.
+    pub fn flows(&self, table: Table) -> usize {
+        let entries = self.memory.entries(table);
+        let forward = |flow: &Flow| flow.flags & Flow::REPLY == 0;
+        entries.iter().filter(|(_, flow)| forward(flow)).count()
+    }
+}
+
+#[track_caller]
+fn judged<'a>(
+    mut buffer: Buffer<'a>,
+    walk: impl FnOnce(&mut Buffer<'a>) -> Outcome,
+) -> (Outcome, Vec<u8>) {
+    let before = buffer.bytes.clone();
+    let outcome = walk(&mut buffer);
+    let may_change = matches!(
+        outcome.verdict,
+        Verdict::Rewritten | Verdict::Restored | Verdict::Moved
+    );
+    if may_change {
+        assert!(buffer.rewrites <= 1);
+        assert_sums(&buffer.bytes, buffer.partial);
+        let differs = before != buffer.bytes;
+        assert!(!differs || buffer.rewrites == 1);
+    } else {
+        assert_eq!(before, buffer.bytes, "{:?}", outcome.verdict);
+        assert_eq!(buffer.rewrites, 0);
+    }
+    (outcome, buffer.bytes)
+}

@@ -1,0 +1,137 @@
+//! Running a program on one packet, without a device (`BPF_PROG_TEST_RUN`).
+//!
+//! The packet is nobody's: it comes from no wire, no stack sees it afterwards,
+//! and nothing is sent. All else is real: the maps, whose counters and flows
+//! change, and the sockets, routes and addresses of the calling thread's
+//! network namespace. Only `bpf_sk_assign` refuses (EOPNOTSUPP), which no
+//! verdict depends on.
+
+use std::{slice, time::Duration};
+
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use portfwd_common::Action;
+
+use super::{Dataplane, Side, machine, object};
+use crate::{Error, host::devices::Link};
+
+/// Return values of a TC program (`TC_ACT_UNSPEC` and `TC_ACT_SHOT`).
+const UNSPEC: i32 = -1;
+const SHOT: i32 = 2;
+
+/// Where a packet meets the programs, and what its frame does not say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Entrance {
+    /// The hook.
+    pub side: Side,
+    /// Where the IP header starts.
+    pub link: Link,
+    /// The device that the hook is on; 1 is `lo`.
+    pub ifindex: u32,
+    /// At egress: the device that the packet came in by, where this host only
+    /// forwards it, else 0.
+    pub ingress_ifindex: u32,
+    /// Payload bytes of each segment of a GSO packet, 0 for a plain one.
+    pub gso_size: u32,
+}
+
+/// What became of a packet.
+#[must_use]
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Trial {
+    /// Whether the packet goes on.
+    pub action: Action,
+    /// The frame as the program left it.
+    pub frame: Vec<u8>,
+    /// How long the program ran.
+    pub duration: Duration,
+}
+
+/// The fields of `__sk_buff` up to the last one that a run may set here.
+#[repr(C)]
+struct Context {
+    before_ingress_ifindex: [u32; 9],
+    ingress_ifindex: u32,
+    ifindex: u32,
+    before_gso_size: [u32; 33],
+    gso_size: u32,
+}
+
+impl Context {
+    const fn new(entrance: Entrance) -> Self {
+        Self {
+            before_ingress_ifindex: [0; 9],
+            ingress_ifindex: entrance.ingress_ifindex,
+            ifindex: entrance.ifindex,
+            before_gso_size: [0; 33],
+            gso_size: entrance.gso_size,
+        }
+    }
+
+    const fn bytes(&self) -> &[u8] {
+        // SAFETY: plain numbers without padding, read for as long as `self`
+        // is borrowed.
+        unsafe { slice::from_raw_parts((&raw const *self).cast(), size_of::<Self>()) }
+    }
+}
+
+impl Dataplane {
+    /// Runs a program once on a frame: at least 14 bytes, at most what fits a
+    /// page.
+    ///
+    /// The kernel reads the first 14 bytes as an Ethernet header on every
+    /// device: the destination decides whether the frame is for this host, and
+    /// the EtherType is the packet's protocol. A packet on a device without a
+    /// link-layer header has to look like one by chance.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`] when the kernel does not run it.
+    pub fn run_once(&mut self, entrance: Entrance, frame: &[u8]) -> Result<Trial, Error> {
+        let mut out = vec![0; frame.len()];
+        let context = Context::new(entrance);
+        let result = self
+            .classifier(entrance.side, entrance.link)?
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut out),
+                ctx_in: Some(context.bytes()),
+                // A second pass would run on what the first one made.
+                repeat: 1,
+                ..TestRunOptions::default()
+            });
+        let result = result.map_err(|error| machine("cannot run a program on a packet", error))?;
+        out.truncate(result.data_size_out as usize);
+        Ok(Trial {
+            action: action(result.return_value as i32)?,
+            frame: out,
+            duration: result.duration,
+        })
+    }
+
+    /// Instructions that the verifier walked before it accepted a program;
+    /// unknown below 5.16.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`] when the kernel does not accept it.
+    pub fn verified_instructions(&mut self, side: Side, link: Link) -> Result<Option<u32>, Error> {
+        self.classifier(side, link)?
+            .info()
+            .map(|info| info.verified_instruction_count())
+            .map_err(|error| machine("cannot ask about a program", error))
+    }
+
+    fn classifier(&mut self, side: Side, link: Link) -> Result<&mut SchedClassifier, Error> {
+        object::program(&mut self.ebpf, side.program(link))
+    }
+}
+
+fn action(returned: i32) -> Result<Action, Error> {
+    match returned {
+        UNSPEC => Ok(Action::Pass),
+        SHOT => Ok(Action::Drop),
+        other => Err(Error::machine(format!(
+            "a program returned {other}, which is neither TC_ACT_UNSPEC nor TC_ACT_SHOT"
+        ))),
+    }
+}
