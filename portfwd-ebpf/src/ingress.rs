@@ -20,7 +20,8 @@ pub fn find<'t, H: Hook, T: Tables>(
     tables: &'t T,
     frame: &Frame,
 ) -> Result<(&'t mut Draft, PortEntry), Verdict> {
-    if !frame.for_host {
+    // What the link sent to all may be to a loopback address all the same.
+    if !frame.for_host && !tables.guards(frame.ifindex) {
         return Err(Verdict::NotForHost);
     }
     if frame.vlan {
@@ -30,6 +31,9 @@ pub fn find<'t, H: Hook, T: Tables>(
     if frame.ifindex != LOOPBACK_IFINDEX {
         guard(tables, frame, network.family, &network.src)?;
         guard(tables, frame, network.family, &network.dst)?;
+    }
+    if !frame.for_host {
+        return Err(Verdict::NotForHost);
     }
     let packet = packet::transport(hook, frame, &network)?;
     let entry = ports::named(tables.port(packet.proto, packet.tuple.dport))?;
@@ -60,14 +64,14 @@ pub fn walk<H: Hook, T: Tables>(
     draft: &mut Draft,
     entry: PortEntry,
 ) -> Result<Outcome, Outcome> {
-    let packet = &draft.packet;
-    let key = packet.tuple.key(packet.proto, FlowKey::INGRESS);
+    let Draft { packet, key, .. } = draft;
+    *key = packet.tuple.key(packet.proto, FlowKey::INGRESS);
     if is_tracked(tables, entry, packet)
-        && let Some(known) = known::flow(tables, &key)
+        && let Some(known) = known::flow(tables, key)
     {
-        return Ok(go_on(hook, tables, &key, packet, &known));
+        return Ok(go_on(hook, tables, key, packet, &known));
     }
-    if entry.class() != 0 && !packet.is_open() && known::is_foreign(tables, &key) {
+    if entry.class() != 0 && !packet.is_open() && known::is_foreign(tables, key) {
         return Err(Verdict::Foreign.into());
     }
     match claim::rule(tables, entry, packet) {

@@ -69,7 +69,8 @@ pub fn count<T: Tables>(tables: &T, frame: &Frame, packet: &Packet, outcome: &Ou
     }
     let headers = u32::from(packet.headers);
     let segments = segments(frame, headers);
-    let bytes = frame.len + (segments - 1) * headers;
+    let unwired = u32::from(packet.unwired);
+    let bytes = frame.len - unwired + (segments - 1) * (headers - unwired);
     let count = Count {
         packets: segments,
         bytes,

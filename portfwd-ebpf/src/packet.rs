@@ -17,6 +17,13 @@ pub const ETH_P_IPV6: u16 = 0x86dd;
 /// Longest IPv4 header and longest TCP header.
 const LONGEST_HEADERS: usize = 60 + 60;
 
+/// Protocol numbers.
+const HOP_BY_HOP: u8 = 0;
+const IPPROTO_TCP: u8 = 6;
+
+/// Length of the hop-by-hop header of a BIG TCP packet.
+const JUMBO: u16 = 8;
+
 /// Addresses and ports of a packet; ports in host byte order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Tuple {
@@ -72,6 +79,8 @@ pub struct Network {
     pub protocol: u8,
     /// A fragment, first or later.
     pub fragment: bool,
+    /// Has the kernel's own header of a BIG TCP packet.
+    pub jumbo: bool,
 }
 
 /// A packet that the corridor understands.
@@ -97,6 +106,8 @@ pub struct Packet {
     pub flags: u8,
     /// UDP over IPv4 without a checksum.
     pub unsummed: bool,
+    /// Bytes of `headers` that are never on the wire.
+    pub unwired: u8,
 }
 
 /// TCP flag FIN and those that follow (RFC 9293, section 3.1).
@@ -163,6 +174,7 @@ fn ipv4<H: Hook>(hook: &H) -> Result<Network, Verdict> {
         transport: length,
         protocol,
         fragment: u16::from_be_bytes(frags) & MORE_FRAGMENTS_OR_OFFSET != 0,
+        jumbo: false,
     })
 }
 
@@ -177,14 +189,27 @@ fn ipv6<H: Hook>(hook: &H) -> Result<Network, Verdict> {
         return Err(Verdict::Malformed);
     }
     const FRAGMENT_HEADER: u8 = 44;
+    let jumbo = next == HOP_BY_HOP && is_big_tcp(hook);
     Ok(Network {
         family: Family::V6,
         src: Addr([a, b, c, d]),
         dst: Addr([e, f, g, h]),
-        transport: Ipv6Hdr::LEN as u16,
-        protocol: next,
+        transport: Ipv6Hdr::LEN as u16 + if jumbo { JUMBO } else { 0 },
+        protocol: if jumbo { IPPROTO_TCP } else { next },
         fragment: next == FRAGMENT_HEADER,
+        jumbo,
     })
+}
+
+/// Between the IPv6 and the TCP header of a GSO packet of more than 64 KiB
+/// (BIG TCP; `lo` makes them by default) the kernel keeps the length in a
+/// header of its own, which segmentation takes out.
+#[inline(always)]
+fn is_big_tcp<H: Hook>(hook: &H) -> bool {
+    /// `struct hop_jumbo_hdr`: next header, length, option, option's length.
+    const HEAD: [u8; 4] = [IPPROTO_TCP, 0, 0xc2, 4];
+    hook.load::<2>(Ipv6Hdr::LEN)
+        .is_some_and(|[head, _]| head.to_ne_bytes() == HEAD)
 }
 
 /// Reads the transport header behind `network`.
@@ -227,6 +252,7 @@ fn tcp<H: Hook>(hook: &H, frame: &Frame, network: &Network) -> Result<Packet, Ve
         ack: u32::from_be(ack),
         flags,
         unsummed: false,
+        unwired: if network.jumbo { JUMBO as u8 } else { 0 },
     })
 }
 
@@ -252,6 +278,7 @@ fn udp<H: Hook>(hook: &H, frame: &Frame, network: &Network) -> Result<Packet, Ve
         ack: 0,
         flags: 0,
         unsummed: checksum == 0,
+        unwired: 0,
     })
 }
 

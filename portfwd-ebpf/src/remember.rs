@@ -12,8 +12,6 @@ use crate::{
     tables::{Draft, NotInserted, Table, Tables},
 };
 
-/// Tries before a flow is refused: the client's own source port, then others.
-const ATTEMPTS: u32 = 8;
 /// Ports below are not handed out.
 const FIRST_PORT: u32 = 1024;
 
@@ -32,25 +30,55 @@ enum Reserved {
     Full,
 }
 
-/// Makes the flow of a draft; it gets the first source port that is free. True when this packet made it, false when another CPU did.
+/// Makes the flow of a draft; it gets the first source port that is free. True
+/// when this packet made it, false when another CPU did.
 #[inline(always)]
 pub fn remember<H: Hook, T: Tables>(
     hook: &H,
     tables: &T,
     draft: &mut Draft,
 ) -> Result<bool, Verdict> {
-    draft.tried = 0;
-    for _ in 0..ATTEMPTS {
-        draft.placement.to.sport = source_port(&draft.packet, draft.tried);
-        match reserve(hook, tables, draft) {
-            Reserved::Again => {}
-            Reserved::Taken => draft.tried += 1,
-            Reserved::Ours => return finish(tables, draft),
-            Reserved::Same => return Ok(false),
-            Reserved::Full => return Err(Verdict::TableFull),
-        }
+    match reserve_any(hook, tables, draft) {
+        Reserved::Ours => finish(tables, draft),
+        Reserved::Same => Ok(false),
+        Reserved::Taken | Reserved::Again => Err(Verdict::NoPort),
+        Reserved::Full => Err(Verdict::TableFull),
     }
-    Err(Verdict::NoPort)
+}
+
+/// Eight tries: the client's own source port, then others. Written out, since
+/// kernels before 6.4 take no loop whose head follows a call.
+#[inline(always)]
+fn reserve_any<H: Hook, T: Tables>(hook: &H, tables: &T, draft: &mut Draft) -> Reserved {
+    macro_rules! attempt {
+        () => {
+            match reserve_next(hook, tables, draft) {
+                Reserved::Taken | Reserved::Again => {}
+                done => return done,
+            }
+        };
+    }
+    draft.tried = 0;
+    attempt!();
+    attempt!();
+    attempt!();
+    attempt!();
+    attempt!();
+    attempt!();
+    attempt!();
+    attempt!();
+    Reserved::Taken
+}
+
+/// Asks for the reply's tuple with the next source port.
+#[inline(never)]
+fn reserve_next<H: Hook, T: Tables>(hook: &H, tables: &T, draft: &mut Draft) -> Reserved {
+    draft.placement.to.sport = source_port(&draft.packet, draft.tried);
+    let reserved = reserve(hook, tables, draft);
+    if reserved == Reserved::Taken {
+        draft.tried += 1;
+    }
+    reserved
 }
 
 /// The source port to try: the packet's own, then a walk through the
@@ -74,7 +102,7 @@ fn source_port(packet: &Packet, attempt: u32) -> u16 {
 const GOLDEN: u32 = 0x9e37_79b1;
 
 /// Asks for the reply's tuple.
-#[inline(never)]
+#[inline(always)]
 fn reserve<H: Hook, T: Tables>(hook: &H, tables: &T, draft: &mut Draft) -> Reserved {
     let Draft {
         packet,

@@ -111,7 +111,9 @@ struct Later {
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 enum Mode {
     Auto,
+    #[value(hide = true)]
     Xdp,
+    #[value(hide = true)]
     XdpGeneric,
     Tc,
 }
@@ -148,10 +150,7 @@ pub fn parse() -> Result<Run, Error> {
     if let Some(verb) = words.get(1).and_then(|word| word.to_str())
         && LATER.contains(&verb)
     {
-        return Err(not_yet(
-            &format!("`{verb}`"),
-            "`portfwd run` is what there is",
-        ));
+        return Err(verb_not_yet(verb));
     }
     let cli = Cli::try_parse_from(words).or_else(|error| match error.use_stderr() {
         false => error.exit(),
@@ -163,6 +162,10 @@ pub fn parse() -> Result<Run, Error> {
     };
     run.refuse_what_comes_later()?;
     Ok(run)
+}
+
+fn verb_not_yet(verb: &str) -> Error {
+    not_yet(&format!("`{verb}`"), "`portfwd run` is what there is")
 }
 
 fn not_yet(what: &str, instead: &str) -> Error {
@@ -205,6 +208,20 @@ impl Run {
         ];
         if let Some((option, _)) = given.iter().find(|(_, given)| *given) {
             return Err(not_yet(&format!("`{option}`"), "leave it out"));
+        }
+        // A verb behind an option is read as a rule.
+        if let Some(verb) = self
+            .rules
+            .iter()
+            .find(|rule| LATER.contains(&rule.as_str()))
+        {
+            return Err(verb_not_yet(verb));
+        }
+        if self.rules.iter().any(|rule| rule == "run") {
+            return Err(Error::text(
+                "`run` stands behind options or rules; type it first, as in \
+                 `portfwd run -i eth0 80:5000`",
+            ));
         }
         match self.mode {
             Mode::Auto | Mode::Tc => Ok(()),

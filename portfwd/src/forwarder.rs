@@ -267,7 +267,7 @@ impl Forwarder {
             return Ok(());
         }
         let sysctl = Sysctl::ipv4(device.index, "route_localnet");
-        if self.journal.reads(&sysctl, "1")? {
+        if self.journal.is_on(&sysctl)? {
             return Ok(());
         }
         self.dataplane.guard(device.index)?;

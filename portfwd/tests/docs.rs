@@ -80,7 +80,9 @@ fn the_toolchains_by_hand_are_those_of_the_build() {
         command
     });
     for command in commands {
-        let there = text.lines().any(|line| line.trim_start_matches("sudo ") == command);
+        let there = text
+            .lines()
+            .any(|line| line.trim_start_matches("sudo ") == command);
         assert!(there, "docs/development.md lacks `{command}`");
     }
 }

@@ -11,7 +11,7 @@ use std::{
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
-use crate::Netns;
+use crate::{Netns, state::cookie};
 
 /// Commands and constants of linux/bpf.h.
 const BPF_MAP_CREATE: libc::c_long = 0;
@@ -178,7 +178,7 @@ impl Pinned {
     /// Opens the map of a forwarder in this namespace by its name.
     #[track_caller]
     pub fn of_forwarder(ns: &Netns, name: &str) -> Self {
-        let path = format!("/sys/fs/bpf/portfwd/{}/maps/{name}", ns.cookie());
+        let path = format!("/sys/fs/bpf/portfwd/{}/maps/{name}", cookie(ns));
         Self::open(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 

@@ -6,6 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
 use portfwd::{
@@ -124,7 +125,8 @@ fn features(tcp: TcpMechanism) -> Features {
 
 fn host() -> Netns {
     let ns = Netns::new();
-    ns.ip("link add eth0 address 02:00:00:00:00:01 type veth peer name wire address 02:00:00:00:00:02
+    ns.ip(
+        "link add eth0 address 02:00:00:00:00:01 type veth peer name wire address 02:00:00:00:00:02
            link add bare0 type veth peer name bare1
            link set eth0 up
            link set wire up
@@ -133,7 +135,8 @@ fn host() -> Netns {
            address add 192.0.2.1/24 dev eth0
            address add 2001:db8::1/64 dev eth0
            route add default via 192.0.2.254
-           route add default via 2001:db8::fe");
+           route add default via 2001:db8::fe",
+    );
     ns
 }
 
@@ -246,12 +249,14 @@ impl Lab {
     }
 
     /// A frame arrives by `eth0`.
+    #[must_use = "say what became of it"]
     #[track_caller]
     pub fn arrives(&mut self, frame: impl Bytes) -> Seen {
         self.eth0().arrives(frame)
     }
 
     /// This host sends a frame by `eth0`.
+    #[must_use = "say what became of it"]
     #[track_caller]
     pub fn leaves(&mut self, frame: impl Bytes) -> Seen {
         self.eth0().leaves(frame)
@@ -331,6 +336,7 @@ impl Hooks<'_> {
     }
 
     /// A frame arrives.
+    #[must_use = "say what became of it"]
     #[track_caller]
     pub fn arrives(mut self, frame: impl Bytes) -> Seen {
         self.entrance.side = Side::Ingress;
@@ -338,22 +344,43 @@ impl Hooks<'_> {
     }
 
     /// This host sends a frame.
+    #[must_use = "say what became of it"]
     #[track_caller]
     pub fn leaves(mut self, frame: impl Bytes) -> Seen {
         self.entrance.side = Side::Egress;
         self.see(&frame.bytes())
     }
 
-    /// The same frames arrive one after the other, without a look at any.
+    /// The frames arrive one after the other, without a look at any.
     #[track_caller]
-    pub fn arrive(self, frames: impl Iterator<Item = Vec<u8>> + Send) -> Vec<Trial> {
+    pub fn arrive(self, frames: impl Iterator<Item = Vec<u8>> + Send) {
         let Self { lab, entrance } = self;
         lab.ns.enter(|| {
-            frames
-                .map(|frame| lab.plane.run_once(entrance, &frame))
-                .collect::<Result<_, _>>()
-                .unwrap_or_else(|error| panic!("{error}"))
-        })
+            for frame in frames {
+                let _trial = lab
+                    .plane
+                    .run_once(entrance, &frame)
+                    .unwrap_or_else(|error| panic!("{error}: {frame:02x?}"));
+            }
+        });
+    }
+
+    /// How long the program runs on a frame that arrives, on average of so
+    /// many passes; each runs on what the one before it made, and each must
+    /// end with this verdict.
+    #[track_caller]
+    pub fn takes(self, verdict: Verdict, frame: impl Bytes, passes: u32) -> Duration {
+        let Self { lab, entrance } = self;
+        let frame = on_device(&lab.ns, entrance, &frame.bytes());
+        let (before, _) = lab.counts();
+        let plane = &mut lab.plane;
+        let trial = lab
+            .ns
+            .enter(|| plane.run_again(entrance, &frame, passes))
+            .unwrap_or_else(|error| panic!("{error}"));
+        let (after, _) = lab.counts();
+        assert_eq!(counted(&before, &after), [(verdict, u64::from(passes))]);
+        trial.duration
     }
 
     #[track_caller]
@@ -365,14 +392,9 @@ impl Hooks<'_> {
         let trial = lab
             .ns
             .enter(|| plane.run_once(entrance, &frame))
-            .unwrap_or_else(|error| panic!("{error}"));
+            .unwrap_or_else(|error| panic!("{error}: {frame:02x?}"));
         let (verdicts_after, rules_after) = lab.counts();
-        let counted: Vec<(Verdict, u64)> = verdicts
-            .iter()
-            .zip(verdicts_after)
-            .map(|((verdict, before), (_, after))| (*verdict, after - before))
-            .filter(|(_, count)| *count > 0)
-            .collect();
+        let counted = counted(&verdicts, &verdicts_after);
         let [(verdict, 1)] = counted[..] else {
             panic!("one packet has one verdict, not {counted:?}");
         };
@@ -385,6 +407,16 @@ impl Hooks<'_> {
             rules: rules.map(|(before, after)| less(after, before)).collect(),
         }
     }
+}
+
+/// The verdicts that were counted in between, and how often.
+fn counted(before: &[(Verdict, u64)], after: &[(Verdict, u64)]) -> Vec<(Verdict, u64)> {
+    before
+        .iter()
+        .zip(after)
+        .map(|((verdict, before), (_, after))| (*verdict, after - before))
+        .filter(|(_, count)| *count > 0)
+        .collect()
 }
 
 /// A frame as it looks on the device.
@@ -420,7 +452,6 @@ fn less(after: RuleCounters, before: RuleCounters) -> RuleCounters {
 }
 
 /// What became of a frame: each of its methods is a sentence about it.
-#[must_use]
 #[derive(Debug)]
 pub struct Seen {
     frame: Vec<u8>,
@@ -494,7 +525,9 @@ impl Seen {
     #[track_caller]
     pub fn counts_for_none(self) {
         assert!(
-            self.rules.iter().all(|rule| *rule == RuleCounters::default()),
+            self.rules
+                .iter()
+                .all(|rule| *rule == RuleCounters::default()),
             "{:?} counts for no rule: {:?}",
             self.verdict,
             self.rules

@@ -3,11 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write as _},
-    net::{Ipv4Addr, UdpSocket},
-    os::{
-        fd::{AsRawFd as _, OwnedFd},
-        unix::process::CommandExt as _,
-    },
+    os::{fd::OwnedFd, unix::process::CommandExt as _},
     panic,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -158,29 +154,6 @@ impl Netns {
     pub fn ifindex(&self, device: &str) -> u32 {
         self.enter(|| if_nametoindex(device))
             .unwrap_or_else(|error| panic!("{device} in {}: {error}", self.name))
-    }
-
-    /// The number that the kernel knows the namespace by, as files of a
-    /// forwarder are named.
-    #[track_caller]
-    pub fn cookie(&self) -> u64 {
-        /// From asm-generic/socket.h; libc does not have it everywhere.
-        const SO_NETNS_COOKIE: libc::c_int = 71;
-        let socket = self.enter(|| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)));
-        let socket = socket.expect("lo is up");
-        let (mut cookie, mut length) = (0u64, size_of::<u64>() as libc::socklen_t);
-        // SAFETY: both pointers are to locals, and the length is the cookie's.
-        let result = unsafe {
-            libc::getsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                SO_NETNS_COOKIE,
-                (&raw mut cookie).cast(),
-                &raw mut length,
-            )
-        };
-        assert_eq!(result, 0, "Linux 5.14 or later tells the cookie");
-        cookie
     }
 
     /// Waits until the device carries packets.

@@ -31,7 +31,7 @@ impl State {
     pub fn of(ns: &Netns) -> Self {
         let mut lines = BTreeSet::new();
         let devices = devices(ns);
-        let mut script = "ip -d -o link; tc qdisc show;".to_owned();
+        let mut script = "ip -o link; tc qdisc show;".to_owned();
         for device in &devices {
             for side in ["ingress", "egress"] {
                 script += &format!("tc filter show dev {device} {side} 2>/dev/null || true;");

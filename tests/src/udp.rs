@@ -244,8 +244,9 @@ fn serve(socket: &UdpSocket, ledger: &Ledger, manner: UdpManner) {
     }
 }
 
-/// The answer to a question of one name (RFC 1035, section 4.1).
-fn dns_answer(question: &[u8]) -> Option<Vec<u8>> {
+/// The answer to a question of one name (RFC 1035, section 4.1), as a
+/// [`UdpManner::Dns`] server gives it.
+pub fn dns_answer(question: &[u8]) -> Option<Vec<u8>> {
     const HEADER: usize = 12;
     let name = question.get(HEADER..)?.iter().position(|&byte| byte == 0)?;
     // The name's end, type and class; what follows are additional records.

@@ -75,8 +75,8 @@ impl Context {
 }
 
 impl Dataplane {
-    /// Runs a program once on a frame: at least 14 bytes, at most what fits a
-    /// page.
+    /// Runs a program once on a frame: at least 14 bytes and a whole IPv4 or
+    /// IPv6 header, and at most what fits a page.
     ///
     /// The kernel reads the first 14 bytes as an Ethernet header on every
     /// device: the destination decides whether the frame is for this host, and
@@ -87,19 +87,34 @@ impl Dataplane {
     ///
     /// [`Error::Machine`] when the kernel does not run it.
     pub fn run_once(&mut self, entrance: Entrance, frame: &[u8]) -> Result<Trial, Error> {
+        self.run_again(entrance, frame, 1)
+    }
+
+    /// Runs a program so many times, each time on what the pass before made of
+    /// the frame; the duration is the mean.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`] when the kernel does not run it.
+    pub fn run_again(
+        &mut self,
+        entrance: Entrance,
+        frame: &[u8],
+        passes: u32,
+    ) -> Result<Trial, Error> {
         let mut out = vec![0; frame.len()];
         let context = Context::new(entrance);
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(context.bytes()),
+            repeat: passes,
+            ..TestRunOptions::default()
+        };
         let result = self
             .classifier(entrance.side, entrance.link)?
-            .test_run(TestRunOptions {
-                data_in: Some(frame),
-                data_out: Some(&mut out),
-                ctx_in: Some(context.bytes()),
-                // A second pass would run on what the first one made.
-                repeat: 1,
-                ..TestRunOptions::default()
-            });
-        let result = result.map_err(|error| machine("cannot run a program on a packet", error))?;
+            .test_run(options)
+            .map_err(|error| machine("cannot run a program on a packet", error))?;
         out.truncate(result.data_size_out as usize);
         Ok(Trial {
             action: action(result.return_value as i32)?,

@@ -136,21 +136,26 @@ impl Journal {
         Ok(true)
     }
 
-    /// True when the sysctl of a device has the value already.
-    pub fn reads(&self, sysctl: &Sysctl, value: &str) -> Result<bool, Error> {
-        let gone = || {
+    /// True when the kernel goes by the sysctl on a device already: it is set
+    /// for the device or for all of them.
+    pub fn is_on(&self, sysctl: &Sysctl) -> Result<bool, Error> {
+        let path = self.host.path(sysctl).ok_or_else(|| {
             Error::machine(format!(
                 "cannot read {sysctl}: the interface is gone; start again"
             ))
-        };
-        let path = self.host.path(sysctl).ok_or_else(gone)?;
-        let now = read(&path).map_err(|error| {
-            Error::machine(format!(
-                "cannot read {}: {error}; run portfwd where /proc/sys is mounted",
-                path.display()
-            ))
         })?;
-        Ok(now == value)
+        for path in [path, self.host.path_of("all", sysctl)] {
+            let value = read(&path).map_err(|error| {
+                Error::machine(format!(
+                    "cannot read {}: {error}; run portfwd where /proc/sys is mounted",
+                    path.display()
+                ))
+            })?;
+            if value != "0" {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Puts every value back that is still ours, last change first, and
@@ -222,12 +227,14 @@ impl Host {
     /// `None` where the device is gone.
     fn path(&self, sysctl: &Sysctl) -> Option<PathBuf> {
         let device = (self.name_of)(sysctl.ifindex)?;
-        let components = ["net", &sysctl.family, "conf", &device, &sysctl.key];
-        Some(
-            components
-                .iter()
-                .fold(self.sysctls.clone(), |path, component| path.join(component)),
-        )
+        Some(self.path_of(&device, sysctl))
+    }
+
+    fn path_of(&self, device: &str, sysctl: &Sysctl) -> PathBuf {
+        let components = ["net", &sysctl.family, "conf", device, &sysctl.key];
+        components
+            .iter()
+            .fold(self.sysctls.clone(), |path, component| path.join(component))
     }
 
     fn restore(&self, change: &Change) -> Result<(), String> {
