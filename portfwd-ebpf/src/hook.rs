@@ -39,6 +39,17 @@ pub struct Frame {
     pub forwarded: bool,
 }
 
+/// A UDP socket, found by a tuple.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum UdpSocket {
+    /// There is none.
+    None,
+    /// It receives from everyone.
+    Bound,
+    /// It receives from the tuple's source alone.
+    Connected,
+}
+
 /// What became of a packet that was offered to a listener.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Steering {
@@ -74,8 +85,8 @@ pub trait Hook {
     /// [`NO_SOCKET`].
     fn tcp_socket(&self, family: Family, tuple: &Tuple) -> SocketState;
 
-    /// True when a UDP socket would receive a packet with the tuple.
-    fn udp_socket(&self, family: Family, tuple: &Tuple) -> bool;
+    /// The UDP socket that would receive a packet with the tuple.
+    fn udp_socket(&self, family: Family, tuple: &Tuple) -> UdpSocket;
 
     /// At egress: true when the packet was sent by a socket of its tuple.
     fn sent_by_socket(&self, packet: &Packet) -> bool;

@@ -9,7 +9,7 @@ use crate::{
     outcome::Outcome,
     packet::{self, Packet, Tuple},
     place, ports, remember, steer,
-    tables::{Draft, Table, Tables},
+    tables::{Draft, Tables},
 };
 
 /// Finds the packet in a frame and what the rules know of its port, or says why
@@ -111,6 +111,13 @@ fn claimed_by<H: Hook, T: Tables>(
             return Ok(Next::Leave(outcome));
         }
     }
+    if place::is_own_exchange(hook, packet) {
+        tables.put_foreign(
+            &packet.tuple.key(packet.proto, FlowKey::INGRESS),
+            tables.now(),
+        );
+        return Err(Verdict::Foreign);
+    }
     local(hook, packet)?;
     if matches!(packet.proto, Proto::Tcp)
         && steers
@@ -183,12 +190,11 @@ fn go_on<H: Hook, T: Tables>(
     packet: &Packet,
     known: &Known<'_>,
 ) -> Outcome {
-    let is_proof = matches!(known.table, Table::New) && known::proves(packet, known.flow);
-    let promoted = is_proof && known::promote(tables, key, packet, known);
-    if !promoted {
+    let proved = known::proves(packet, known.flow) && known::proved(tables, key, packet, known);
+    if !proved {
         known::keep_warm(tables, key, packet, known);
     }
     let to = known::rewritten(known.flow);
-    let opens = promoted && matches!(packet.proto, Proto::Tcp);
+    let opens = proved && matches!(packet.proto, Proto::Tcp);
     go(hook, packet, &to, known.flow.rule, opens)
 }

@@ -141,13 +141,12 @@ pub const fn forward_of(reply: &Flow, to: &Tuple) -> Flow {
     }
 }
 
-/// The client has proved that it receives what the target sends: moves the
-/// flow to the table that a flood cannot reach. True when it did.
+/// Moves a flow to the table of those that are proved. True when it did.
 #[inline(never)]
-pub fn promote<T: Tables>(tables: &T, key: &FlowKey, packet: &Packet, known: &Known<'_>) -> bool {
+fn promote<T: Tables>(tables: &T, key: &FlowKey, packet: &Packet, known: &Known<'_>) -> bool {
     let now = tables.now();
     let mut forward = *known.flow;
-    forward.flags |= Flow::PROVEN;
+    forward.flags = forward.flags & !Flow::ANSWERED | Flow::PROVEN;
     forward.seen = now;
     let twin = twin_key(&forward, packet.proto);
     if !tables.put(Table::Flows, &twin, &twin_of(packet, &forward, now)) {
@@ -174,23 +173,37 @@ pub const fn proves(packet: &Packet, flow: &Flow) -> bool {
     }
 }
 
-/// Remembers that the target answered, in both entries.
+/// Remembers that the target answered, in both entries: a UDP flow once, TCP at
+/// each SYN-ACK of a new handshake, since a client may come again from the same
+/// port while its flow lives.
 #[inline(always)]
 pub fn answered<T: Tables>(tables: &T, key: &FlowKey, packet: &Packet, known: &Known<'_>) {
-    let tcp = matches!(packet.proto, Proto::Tcp);
-    if matches!(known.table, Table::Flows) {
+    let flow = known.flow;
+    let is_news = match packet.proto {
+        Proto::Tcp => packet.is_syn_ack() && flow.isn != packet.seq,
+        Proto::Udp | Proto::Sctp => flow.flags & (Flow::ANSWERED | Flow::PROVEN) == 0,
+    };
+    if !is_news {
         return;
     }
-    if tcp {
-        use crate::packet::{ACK, SYN};
-        if packet.flags & (SYN | ACK) != SYN | ACK {
-            return;
+    let flags = flow.flags | Flow::ANSWERED;
+    let twin = twin_key(flow, packet.proto);
+    tables.mark(known.table, key, flags, packet.seq);
+    tables.mark(known.table, &twin, flags ^ Flow::REPLY, packet.seq);
+}
+
+/// The client has proved that it receives: from now on the flow lives where a
+/// flood cannot reach it, and the handshake is counted. True when it was.
+#[inline(always)]
+pub fn proved<T: Tables>(tables: &T, key: &FlowKey, packet: &Packet, known: &Known<'_>) -> bool {
+    match known.table {
+        Table::New => promote(tables, key, packet, known),
+        Table::Flows => {
+            let flow = known.flow;
+            tables.mark(known.table, key, flow.flags & !Flow::ANSWERED, flow.isn);
+            true
         }
-    } else if known.flow.flags & Flow::ANSWERED != 0 {
-        return;
     }
-    tables.answered(known.table, key, packet.seq);
-    tables.answered(known.table, &twin_key(known.flow, packet.proto), packet.seq);
 }
 
 /// True when the tuple is of a flow that this host, or NAT behind it, started

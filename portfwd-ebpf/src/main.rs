@@ -10,7 +10,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use aya_log_ebpf::info;
-use portfwd_common::{Action, Family};
+use portfwd_common::{Action, Family, Verdict};
 use portfwd_ebpf::{
     egress,
     hook::{Frame, Hook as _},
@@ -109,33 +109,38 @@ fn leave(maps: &Maps, outcome: Outcome) -> i32 {
 fn announce(context: &TcContext, packet: &Packet, outcome: &Outcome) {
     let tuple = &packet.tuple;
     let proto = if packet.flags == 0 { "udp" } else { "tcp" };
-    let (rule, verdict) = (outcome.slot, outcome.verdict as u32);
+    let rule = outcome.slot + 1;
+    let way = if outcome.verdict == Verdict::Rewritten {
+        "rewritten"
+    } else {
+        "steered"
+    };
     match packet.family {
         Family::V4 => {
             let [src, dst] = [&tuple.src, &tuple.dst].map(|addr| u32::from_be(addr.v4_word()));
             info!(
                 context,
-                "{} {:i}:{} -> {:i}:{} rule {} verdict {}",
+                "{} {:i}:{} -> {:i}:{} {} by rule {}",
                 proto,
                 src,
                 tuple.sport,
                 dst,
                 tuple.dport,
-                rule,
-                verdict
+                way,
+                rule
             );
         }
         Family::V6 => {
             info!(
                 context,
-                "{} [{:i}]:{} -> [{:i}]:{} rule {} verdict {}",
+                "{} [{:i}]:{} -> [{:i}]:{} {} by rule {}",
                 proto,
                 tuple.src.octets(),
                 tuple.sport,
                 tuple.dst.octets(),
                 tuple.dport,
-                rule,
-                verdict
+                way,
+                rule
             );
         }
     }

@@ -216,12 +216,13 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn answered(&self, which: Table, key: &FlowKey, isn: u32) {
+    fn mark(&self, which: Table, key: &FlowKey, flags: u16, isn: u32) {
         if let Some(flow) = table(which).get_ptr_mut(key) {
-            // SAFETY: a map value; only this adds flags, and always the same.
+            // SAFETY: a map value; two CPUs with packets of one handshake
+            // write what one of them would.
             unsafe {
                 (*flow).isn = isn;
-                (*flow).flags |= Flow::ANSWERED;
+                (*flow).flags = flags;
             }
         }
     }

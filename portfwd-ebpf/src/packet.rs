@@ -132,6 +132,12 @@ impl Packet {
         self.flags & (SYN | ACK | RST) == ACK
     }
 
+    /// The answer to a SYN.
+    #[inline(always)]
+    pub const fn is_syn_ack(&self) -> bool {
+        self.flags & (SYN | ACK | RST) == SYN | ACK
+    }
+
     /// True on `lo`.
     #[inline(always)]
     pub const fn on_loopback(&self) -> bool {

@@ -4,7 +4,7 @@ use portfwd_common::{Addr, Family, Flow, Proto, Verdict};
 
 use crate::{
     claim::Claimed,
-    hook::{Hook, LISTEN},
+    hook::{Hook, LISTEN, UdpSocket},
     packet::{Packet, Tuple},
     tables::{Draft, Tables},
 };
@@ -68,6 +68,14 @@ pub fn direct(draft: &mut Draft) -> Result<(), Verdict> {
     Ok(())
 }
 
+/// UDP that a program of this host exchanges over a connected socket on the
+/// dialled port itself: an exchange that is older than the rule.
+#[inline(always)]
+pub fn is_own_exchange<H: Hook>(hook: &H, packet: &Packet) -> bool {
+    matches!(packet.proto, Proto::Udp)
+        && hook.udp_socket(packet.family, &packet.tuple) == UdpSocket::Connected
+}
+
 /// TCP that opens nothing: without a flow it has no place.
 #[inline(always)]
 const fn is_stray(packet: &Packet) -> bool {
@@ -79,7 +87,7 @@ const fn is_stray(packet: &Packet) -> bool {
 fn listens<H: Hook>(hook: &H, packet: &Packet, to: &Tuple) -> bool {
     match packet.proto {
         Proto::Tcp => hook.tcp_socket(packet.family, &listening(packet.family, to)) == LISTEN,
-        Proto::Udp | Proto::Sctp => hook.udp_socket(packet.family, to),
+        Proto::Udp | Proto::Sctp => hook.udp_socket(packet.family, to) != UdpSocket::None,
     }
 }
 

@@ -62,8 +62,8 @@ pub trait Tables {
     fn remove(&self, table: Table, key: &FlowKey);
     /// Sets the time of an entry in place; false where there is none.
     fn touch(&self, table: Table, key: &FlowKey, now: u32) -> bool;
-    /// Adds flags to an entry in place, and the server's sequence number.
-    fn answered(&self, table: Table, key: &FlowKey, isn: u32);
+    /// Writes an entry's flags and the server's sequence number in place.
+    fn mark(&self, table: Table, key: &FlowKey, flags: u16, isn: u32);
 
     /// When a foreign flow was last seen.
     fn foreign(&self, key: &FlowKey) -> Option<u32>;
@@ -74,6 +74,7 @@ pub trait Tables {
     /// program ends: the stack is short, and the verifier does not track what
     /// lies there, so it walks each stage once and not once for each way that
     /// leads to it.
+    #[expect(clippy::mut_from_ref, reason = "asked for once in a run")]
     fn draft(&self, packet: &Packet) -> Option<&mut Draft>;
 
     /// Counts a packet of a rule.

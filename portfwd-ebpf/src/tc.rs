@@ -23,7 +23,7 @@ use network_types::{
 use portfwd_common::{Addr, Family, Proto};
 
 use crate::{
-    hook::{Frame, Hook, LISTEN, NO_SOCKET, SocketState, Steering},
+    hook::{Frame, Hook, LISTEN, NO_SOCKET, SocketState, Steering, UdpSocket},
     packet::{Packet, Tuple},
     place::listening,
 };
@@ -225,7 +225,7 @@ impl<const L2: usize> Hook for Tc<'_, L2> {
     }
 
     #[inline(never)]
-    fn udp_socket(&self, family: Family, tuple: &Tuple) -> bool {
+    fn udp_socket(&self, family: Family, tuple: &Tuple) -> UdpSocket {
         let (mut sockets, size) = socket_tuple(family, tuple);
         // SAFETY: the tuple is valid for `size` bytes; what is found is
         // released.
@@ -238,11 +238,16 @@ impl<const L2: usize> Hook for Tc<'_, L2> {
                 0,
             );
             if socket.is_null() {
-                return false;
+                return UdpSocket::None;
             }
+            let connected = (*socket).dst_port != 0;
             bpf_sk_release(socket.cast());
+            if connected {
+                UdpSocket::Connected
+            } else {
+                UdpSocket::Bound
+            }
         }
-        true
     }
 
     #[inline(always)]

@@ -160,7 +160,7 @@ pub fn parse() -> Result<Run, Error> {
         Some(Verb::Run(run)) => run,
         None => cli.run,
     };
-    run.refuse_what_comes_later()?;
+    run.check()?;
     Ok(run)
 }
 
@@ -183,7 +183,7 @@ fn one_sentence(error: &clap::Error) -> Error {
 }
 
 impl Run {
-    fn refuse_what_comes_later(&self) -> Result<(), Error> {
+    fn check(&self) -> Result<(), Error> {
         let Later {
             nat,
             json,
@@ -221,6 +221,12 @@ impl Run {
             return Err(Error::text(
                 "`run` stands behind options or rules; type it first, as in \
                  `portfwd run -i eth0 80:5000`",
+            ));
+        }
+        if self.no_local && self.ifaces.iter().any(|name| name == "lo") {
+            return Err(Error::text(
+                "`--iface lo` serves clients on this host and `--no-local` does not; \
+                 leave one of them out",
             ));
         }
         match self.mode {
@@ -279,7 +285,7 @@ impl Run {
 
 fn source(text: &str) -> Result<IpNet, Error> {
     let address = text.parse::<IpAddr>().map(IpNet::from);
-    text.parse::<IpNet>().or_else(|_| address).map_err(|_| {
+    text.parse::<IpNet>().or(address).map_err(|_| {
         Error::text(format!(
             "`--from {text}` is neither an address nor a prefix; type one such as `192.0.2.0/24`"
         ))

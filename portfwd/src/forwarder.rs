@@ -61,7 +61,6 @@ pub struct Options {
 pub struct Forwarder {
     options: Options,
     mechanism: TcpMechanism,
-    features: Features,
     dataplane: Dataplane,
     journal: Journal,
     handle: Handle,
@@ -80,14 +79,14 @@ impl Forwarder {
     /// # Errors
     ///
     /// One sentence; nothing is left attached or changed.
-    pub async fn start(options: Options) -> Result<Self, Error> {
+    pub async fn start(mut options: Options) -> Result<Self, Error> {
         plan::check(&options.rules)?;
         let handle = devices::connect()?;
         refuse_what_comes_later(&handle, &options.rules).await?;
         let release = kernel::Release::running()?;
         kernel::require_floor(release)?;
         kernel::require_root()?;
-        check_interfaces(&handle, &options.interfaces).await?;
+        options.interfaces = resolve(&handle, options.interfaces).await?;
 
         let cookie = netns::cookie()?;
         let lock = Lock::acquire(&cookie)?;
@@ -107,7 +106,6 @@ impl Forwarder {
         let mut forwarder = Self {
             options,
             mechanism,
-            features,
             dataplane,
             journal,
             handle,
@@ -153,9 +151,9 @@ impl Forwarder {
         &self.options.rules
     }
 
-    /// How TCP is carried, and what the kernel has to do with it.
-    pub const fn tcp(&self) -> (TcpMechanism, Features) {
-        (self.mechanism, self.features)
+    /// How TCP is carried, and whether that was asked for.
+    pub const fn tcp(&self) -> (TcpMechanism, Tcp) {
+        (self.mechanism, self.options.tcp)
     }
 
     /// Devices on which this forwarder opened 127.0.0.0/8.
@@ -328,13 +326,16 @@ async fn refuse_what_comes_later(handle: &Handle, rules: &[RuleSpec]) -> Result<
         .try_for_each(|spec| not_yet(&spec.rule, is_local))
 }
 
-async fn check_interfaces(handle: &Handle, interfaces: &Interfaces) -> Result<(), Error> {
-    if let Interfaces::Named(names) = interfaces {
-        for name in names {
-            devices::named(handle, name).await?;
-        }
+/// The interfaces by the names that they have, should others have been typed.
+async fn resolve(handle: &Handle, interfaces: Interfaces) -> Result<Interfaces, Error> {
+    let Interfaces::Named(typed) = interfaces else {
+        return Ok(interfaces);
+    };
+    let mut names = Vec::with_capacity(typed.len());
+    for name in &typed {
+        names.push(devices::named(handle, name).await?.name);
     }
-    Ok(())
+    Ok(Interfaces::Named(names))
 }
 
 /// `::1` is never reached across a device, other than by steering.

@@ -38,7 +38,7 @@ impl State {
             }
         }
         let listed = ns.sh(&script);
-        lines.extend(listed.lines().map(str::to_owned));
+        lines.extend(listed.lines().map(without_carrier));
         lines.extend(sysctls(ns));
         for device in &devices {
             for side in [Side::Ingress, Side::Egress] {
@@ -79,6 +79,18 @@ impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} lines", self.0.len())
     }
+}
+
+/// The line of a device without what depends on the cable, which the kernel
+/// finds out in its own time.
+fn without_carrier(line: &str) -> String {
+    let words: Vec<&str> = line.split(' ').collect();
+    let kept = words
+        .iter()
+        .enumerate()
+        .filter(|(at, word)| **word != "state" && (*at == 0 || words[at - 1] != "state"));
+    let kept: Vec<&str> = kept.map(|(_, word)| *word).collect();
+    kept.join(" ")
 }
 
 /// The names of a namespace's devices.

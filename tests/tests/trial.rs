@@ -985,7 +985,7 @@ fn devices_without_a_link_layer_header_are_served() {
                 _ => seen.stays(Verdict::Steered),
             }
             .counts_for(0);
-            for length in ETHERNET + transport(family)..udp(80).len() {
+            for length in 2 * ETHERNET + transport(family)..udp(80).len() {
                 let seen = lab.bare().arrives(udp(80)[..length].to_vec());
                 seen.is(Verdict::Malformed);
             }

@@ -4,7 +4,7 @@ use portfwd_common::{Addr, Family, Proto};
 
 use super::Machine;
 use crate::{
-    hook::{Frame, Hook, SocketState, Steering},
+    hook::{Frame, Hook, SocketState, Steering, UdpSocket},
     packet::{ETH_P_IP, ETH_P_IPV6, Packet, Tuple},
 };
 
@@ -148,7 +148,7 @@ impl Hook for Buffer<'_> {
         self.machine.tcp_socket(family, tuple)
     }
 
-    fn udp_socket(&self, family: Family, tuple: &Tuple) -> bool {
+    fn udp_socket(&self, family: Family, tuple: &Tuple) -> UdpSocket {
         self.machine.udp_socket(family, tuple)
     }
 

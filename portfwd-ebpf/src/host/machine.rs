@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use portfwd_common::{Addr, Family, Proto};
 
 use crate::{
-    hook::{LISTEN, NO_SOCKET, SocketState, Steering},
+    hook::{LISTEN, NO_SOCKET, SocketState, Steering, UdpSocket},
     packet::{Packet, Tuple},
 };
 
@@ -96,10 +96,14 @@ impl Machine {
         }
     }
 
-    pub(super) fn udp_socket(&self, family: Family, tuple: &Tuple) -> bool {
-        self.udp
-            .iter()
-            .any(|(addr, port)| *port == tuple.dport && takes(addr, family, &tuple.dst))
+    pub(super) fn udp_socket(&self, family: Family, tuple: &Tuple) -> UdpSocket {
+        let takes =
+            |(addr, port): &(_, u16)| *port == tuple.dport && takes(addr, family, &tuple.dst);
+        if self.udp.iter().any(takes) {
+            UdpSocket::Bound
+        } else {
+            UdpSocket::None
+        }
     }
 
     pub(super) fn sent_by_socket(&self, packet: &Packet) -> bool {

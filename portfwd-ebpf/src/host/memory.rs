@@ -519,11 +519,11 @@ impl Tables for Memory {
         self.change(table, key, |flow| flow.seen = now)
     }
 
-    fn answered(&self, table: Table, key: &FlowKey, isn: u32) {
+    fn mark(&self, table: Table, key: &FlowKey, flags: u16, isn: u32) {
         self.step();
         self.change(table, key, |flow| {
             flow.isn = isn;
-            flow.flags |= Flow::ANSWERED;
+            flow.flags = flags;
         });
     }
 

@@ -159,22 +159,20 @@ fn line(forwarder: &Forwarder, spec: &RuleSpec) -> String {
 }
 
 fn way(forwarder: &Forwarder, proto: Proto) -> String {
-    let (mechanism, features) = forwarder.tcp();
-    let text = match (proto, mechanism) {
+    let text = match (proto, forwarder.tcp()) {
         (Proto::Udp | Proto::Sctp, _) => {
             "udp by rewrite, restored on tc egress (no UDP packet can be given to another port)"
         }
-        (Proto::Tcp, TcpMechanism::Steer) => {
+        (Proto::Tcp, (TcpMechanism::Steer, _)) => {
             "tcp by steer (a socket of this host: nothing is rewritten)"
         }
-        (Proto::Tcp, TcpMechanism::SteerOrRewrite) => {
+        (Proto::Tcp, (TcpMechanism::SteerOrRewrite, _)) => {
             "tcp by steer, by rewrite to SO_REUSEPORT listeners (this kernel steers to no such one)"
         }
-        (Proto::Tcp, TcpMechanism::Rewrite) if std::env::var_os(TCP).is_some() => {
+        (Proto::Tcp, (TcpMechanism::Rewrite, Tcp::Rewrite)) => {
             "tcp by rewrite, restored on tc egress (PORTFWD_TCP says so)"
         }
-        (Proto::Tcp, TcpMechanism::Rewrite) => {
-            debug_assert!(!features.steer);
+        (Proto::Tcp, (TcpMechanism::Rewrite, Tcp::Auto)) => {
             "tcp by rewrite, restored on tc egress (this kernel cannot steer)"
         }
     };

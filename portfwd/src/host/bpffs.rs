@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+use super::lock::Lock;
 use crate::Error;
 
 /// Where every tool expects the bpffs.
@@ -61,8 +62,13 @@ pub fn make_map_dir(cookie: &str) -> Result<(), Error> {
 
 /// Removes what a dead run left pinned. The caller holds the lock, so nobody
 /// uses the maps; pinned links forward without a process, and are an error.
+///
+/// What dead runs left in other namespaces goes as well: such a namespace may
+/// be gone, and no start in it would ever come.
 pub fn remove_dead(cookie: &str) -> Result<(), Error> {
-    remove_dead_in(&all_pins(), cookie)
+    remove_dead_in(&all_pins(), cookie)?;
+    remove_dead_elsewhere(&all_pins(), cookie, Lock::try_acquire);
+    Ok(())
 }
 
 /// Removes every pin of the namespace with this cookie, links included, which
@@ -89,6 +95,21 @@ fn remove_dead_in(all: &Path, cookie: &str) -> Result<(), Error> {
         )));
     }
     remove_in(all, cookie)
+}
+
+/// What is held, up or cannot be removed is left alone.
+fn remove_dead_elsewhere<L>(all: &Path, cookie: &str, lock: impl Fn(&str) -> Option<L>) {
+    let names = fs::read_dir(all).into_iter().flatten().flatten();
+    for name in names.filter_map(|entry| entry.file_name().into_string().ok()) {
+        if name == cookie {
+            continue;
+        }
+        if let Some(_lock) = lock(&name)
+            && let Err(error) = remove_dead_in(all, &name)
+        {
+            log::debug!("{error}");
+        }
+    }
 }
 
 fn remove_in(all: &Path, cookie: &str) -> Result<(), Error> {
@@ -166,6 +187,24 @@ mod tests {
         remove_in(root.path(), "7").unwrap();
         assert!(!root.path().join("7").exists());
         assert!(root.path().join("8/maps/RULES").exists());
+    }
+
+    #[test]
+    fn a_start_elsewhere_removes_what_nobody_holds() {
+        let root = tempfile::tempdir().unwrap();
+        pinned(
+            root.path(),
+            &[
+                "7/maps/A",
+                "8/maps/A",
+                "9/maps/A",
+                "10/maps/A",
+                "10/links/l",
+            ],
+        );
+        remove_dead_elsewhere(root.path(), "7", |name| (name != "9").then_some(()));
+        let left = ["7", "8", "9", "10"].map(|name| root.path().join(name).exists());
+        assert_eq!(left, [true, false, true, true]);
     }
 
     #[test]

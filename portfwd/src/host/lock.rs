@@ -5,6 +5,8 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -14,6 +16,11 @@ use crate::Error;
 
 /// How often the file or its folder may vanish under us before we give up.
 const ATTEMPTS: usize = 100;
+
+/// How long a start waits for one in another namespace, which holds the lock
+/// for a moment while it removes what a dead run left here.
+const MOMENTS: u32 = 5;
+const MOMENT: Duration = Duration::from_millis(10);
 
 /// The lock of a network namespace, held until it is dropped; the kernel
 /// releases it when the process dies.
@@ -27,7 +34,18 @@ impl Lock {
     /// Takes the lock of the namespace with this cookie. Where another
     /// process holds it, an error that names that process.
     pub fn acquire(cookie: &str) -> Result<Self, Error> {
+        for _ in 0..MOMENTS {
+            if let Some(lock) = Self::try_acquire(cookie) {
+                return Ok(lock);
+            }
+            thread::sleep(MOMENT);
+        }
         Self::acquire_in(Path::new(RUN_DIR), cookie)
+    }
+
+    /// The same where it does not matter why it cannot be taken.
+    pub fn try_acquire(cookie: &str) -> Option<Self> {
+        Self::acquire_in(Path::new(RUN_DIR), cookie).ok()
     }
 
     fn acquire_in(folder: &Path, cookie: &str) -> Result<Self, Error> {
@@ -145,7 +163,6 @@ fn refused(path: &Path, error: &io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::thread;
 
     use super::*;
 
