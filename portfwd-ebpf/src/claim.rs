@@ -1,6 +1,6 @@
 //! Which rule claims a packet.
 
-use portfwd_common::{Addr, ClaimKey, FromKey, PortEntry, RuleEntry, TargetEntry, Verdict};
+use portfwd_common::{Addr, ClaimKey, Flow, FromKey, PortEntry, RuleEntry, TargetEntry, Verdict};
 
 use crate::{packet::Packet, tables::Tables};
 
@@ -13,12 +13,12 @@ pub struct Claimed {
     pub rule: RuleEntry,
 }
 
-/// The slot of the rule that claims `port` of `addr`: one that names the
-/// address, else one that listens on every address.
-#[inline(always)]
-pub fn slot<T: Tables>(tables: &T, entry: PortEntry, packet: &Packet, addr: &Addr) -> Option<u32> {
+/// The slot of the rule that claims the port of `addr`: one that names the
+/// address, else one that listens on every address, else [`Flow::NO_RULE`].
+#[inline(never)]
+pub fn slot<T: Tables>(tables: &T, entry: PortEntry, packet: &Packet, addr: &Addr) -> u32 {
     if entry.class() == 0 {
-        return None;
+        return Flow::NO_RULE;
     }
     let mut key = ClaimKey {
         addr: *addr,
@@ -31,19 +31,19 @@ pub fn slot<T: Tables>(tables: &T, entry: PortEntry, packet: &Packet, addr: &Add
     if entry.has(PortEntry::PROBE_ADDR)
         && let Some(slot) = tables.claim(&key)
     {
-        return Some(slot);
+        return slot;
     }
     if entry.has(PortEntry::PROBE_ANY) {
         key.addr = Addr::UNSPECIFIED;
-        return tables.claim(&key);
+        return tables.claim(&key).unwrap_or(Flow::NO_RULE);
     }
-    None
+    Flow::NO_RULE
 }
 
 /// The rule that claims an arriving packet, if its source is listed.
 #[inline(always)]
 pub fn rule<T: Tables>(tables: &T, entry: PortEntry, packet: &Packet) -> Result<Claimed, Verdict> {
-    let slot = slot(tables, entry, packet, &packet.tuple.dst).ok_or(Verdict::NoRule)?;
+    let slot = slot(tables, entry, packet, &packet.tuple.dst);
     let rule = tables.rule(slot).ok_or(Verdict::NoRule)?;
     if rule.flags & RuleEntry::HAS_FROM != 0 {
         let key = FromKey {

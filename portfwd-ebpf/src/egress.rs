@@ -20,6 +20,9 @@ pub fn find<'t, H: Hook, T: Tables>(
     tables: &'t T,
     frame: &Frame,
 ) -> Result<(&'t mut Draft, PortEntry), Verdict> {
+    if frame.vlan {
+        return Err(Verdict::Vlan);
+    }
     let network = packet::network(hook, frame)?;
     named(hook, tables, frame, &network)
         .map_err(|verdict| shielded(tables, frame, network.family, &network.src, verdict))
@@ -86,16 +89,22 @@ fn answer<H: Hook, T: Tables>(
     packet: &Packet,
     entry: PortEntry,
 ) -> Result<Outcome, Outcome> {
-    if entry.has(PortEntry::TARGET) {
+    if entry.has(PortEntry::TARGET) && !frame.forwarded {
         let key = known::reply_key(&packet.tuple.reversed(), packet.proto);
         if let Some(known) = known::flow(tables, &key) {
             return restore(hook, tables, &key, packet, &known);
         }
     }
-    let slot = claim::slot(tables, entry, packet, &packet.tuple.src).ok_or(Verdict::NoRule)?;
+    let slot = claim::slot(tables, entry, packet, &packet.tuple.src);
+    if slot == Flow::NO_RULE {
+        return Err(Verdict::NoRule.into());
+    }
     let replies = packet.tuple.reversed().key(packet.proto, FlowKey::INGRESS);
     if known::is_foreign(tables, &replies) {
         return Err(Verdict::Foreign.into());
+    }
+    if is_restored(tables, packet, &replies) {
+        return Err(Verdict::Restored.into());
     }
     if starts(tables, frame, packet) {
         tables.put_foreign(&replies, tables.now());
@@ -114,6 +123,13 @@ fn is_steered<T: Tables>(tables: &T, packet: &Packet, slot: u32) -> bool {
         && tables
             .rule(slot)
             .is_some_and(|rule| steer::steers(tables, &rule))
+}
+
+/// A reply that got its source back on another device, such as the VLAN device
+/// above this one.
+#[inline(always)]
+fn is_restored<T: Tables>(tables: &T, packet: &Packet, replies: &FlowKey) -> bool {
+    matches!(packet.proto, Proto::Udp) && known::flow(tables, replies).is_some()
 }
 
 /// Does the packet belong to a flow of this host, or of NAT behind it, that a

@@ -11,6 +11,8 @@ pub const LOOPBACK_IFINDEX: u32 = 1;
 pub type SocketState = u32;
 /// No socket at all.
 pub const NO_SOCKET: SocketState = 0;
+/// A connection that carries data.
+pub const ESTABLISHED: SocketState = 1;
 /// An active open without an answer yet.
 pub const SYN_SENT: SocketState = 2;
 /// Closed, waiting for stray segments.
@@ -55,6 +57,8 @@ pub enum UdpSocket {
 pub enum Steering {
     /// Nothing listens there.
     NoListener,
+    /// An ACK that completes no handshake: the listener would only reset it.
+    NoHandshake,
     /// The listener has it.
     Assigned {
         /// The packet completes a handshake by a valid SYN cookie.

@@ -4,12 +4,12 @@ use portfwd_common::{Addr, Family, Flow, FlowKey, PortEntry, Proto, Verdict};
 
 use crate::{
     claim::{self, Claimed},
-    hook::{Frame, Hook, LOOPBACK_IFINDEX},
+    hook::{ESTABLISHED, Frame, Hook, LOOPBACK_IFINDEX},
     known::{self, Known},
     outcome::Outcome,
     packet::{self, Packet, Tuple},
     place, ports, remember, steer,
-    tables::{Draft, Tables},
+    tables::{Draft, Table, Tables},
 };
 
 /// Finds the packet in a frame and what the rules know of its port, or says why
@@ -68,8 +68,9 @@ pub fn walk<H: Hook, T: Tables>(
     *key = packet.tuple.key(packet.proto, FlowKey::INGRESS);
     if is_tracked(tables, entry, packet)
         && let Some(known) = known::flow(tables, key)
+        && let Some(outcome) = go_on(hook, tables, key, packet, &known)
     {
-        return Ok(go_on(hook, tables, key, packet, &known));
+        return Ok(outcome);
     }
     if entry.class() != 0 && !packet.is_open() && known::is_foreign(tables, key) {
         return Err(Verdict::Foreign.into());
@@ -79,7 +80,7 @@ pub fn walk<H: Hook, T: Tables>(
             Next::Leave(outcome) => return Ok(outcome),
             Next::Rewrite => place::place(hook, tables, draft, &claimed)?,
         },
-        Err(Verdict::NoRule) if is_target(tables, entry, packet) => {
+        Err(Verdict::NoRule | Verdict::NotListed) if is_target(tables, entry, packet) => {
             local(hook, packet).map_err(|_| Verdict::Direct)?;
             place::direct(draft)?;
         }
@@ -145,7 +146,13 @@ fn open<H: Hook, T: Tables>(
     tables: &T,
     draft: &mut Draft,
 ) -> Result<Outcome, Outcome> {
-    let is_new = remember::remember(hook, tables, draft)?;
+    let is_new = match remember::remember(hook, tables, draft) {
+        // No rule claims it: nothing to keep its tuple is no reason to drop it.
+        Err(Verdict::TableFull) if draft.placement.flags & Flow::DIRECT != 0 => {
+            return Err(Verdict::Direct.into());
+        }
+        result => result?,
+    };
     let Draft {
         packet, placement, ..
     } = draft;
@@ -181,7 +188,8 @@ fn is_target<T: Tables>(tables: &T, entry: PortEntry, packet: &Packet) -> bool {
     entry.has(PortEntry::TARGET) && is_tracked(tables, entry, packet)
 }
 
-/// The next packet of a flow.
+/// The next packet of a flow; none when the flow turns out to have lost its
+/// tuple to another one.
 #[inline(always)]
 fn go_on<H: Hook, T: Tables>(
     hook: &mut H,
@@ -189,12 +197,24 @@ fn go_on<H: Hook, T: Tables>(
     key: &FlowKey,
     packet: &Packet,
     known: &Known<'_>,
-) -> Outcome {
-    let proved = known::proves(packet, known.flow) && known::proved(tables, key, packet, known);
-    if !proved {
-        known::keep_warm(tables, key, packet, known);
+) -> Option<Outcome> {
+    let proves = known::proves(packet, known.flow) || is_established(hook, packet, known);
+    let proved = proves && known::proved(tables, key, packet, known);
+    if !proved && !known::keep_warm(tables, key, packet, known) {
+        return None;
     }
     let to = known::rewritten(known.flow);
     let opens = proved && matches!(packet.proto, Proto::Tcp);
-    go(hook, packet, &to, known.flow.rule, opens)
+    Some(go(hook, packet, &to, known.flow.rule, opens))
+}
+
+/// TCP whose SYN-ACK nobody remembers: the table lost the flow during the
+/// handshake, and a SYN cookie completed it.
+#[inline(always)]
+fn is_established<H: Hook>(hook: &H, packet: &Packet, known: &Known<'_>) -> bool {
+    matches!(packet.proto, Proto::Tcp)
+        && matches!(known.table, Table::New)
+        && known.flow.flags & Flow::ANSWERED == 0
+        && packet.is_ack()
+        && hook.tcp_socket(packet.family, &known::rewritten(known.flow)) == ESTABLISHED
 }

@@ -4,7 +4,7 @@ use portfwd_common::{Flow, FlowKey, Proto};
 
 use crate::{
     packet::{Packet, Tuple},
-    tables::{Table, Tables},
+    tables::{NotInserted, Table, Tables},
 };
 
 /// A flow entry and where it was found.
@@ -36,7 +36,8 @@ pub fn flow<'t, T: Tables>(tables: &'t T, key: &FlowKey) -> Option<Known<'t>> {
 #[inline(always)]
 fn live<'t, T: Tables>(tables: &'t T, table: Table, key: &FlowKey) -> Option<&'t Flow> {
     let flow = tables.flow(table, key)?;
-    let age = tables.now().wrapping_sub(flow.seen);
+    // Another CPU may have seen a later second.
+    let age = tables.now().saturating_sub(flow.seen);
     let lifetime = tables.lifetime(key.proto, flow.flags & Flow::PROVEN != 0);
     if age > lifetime || is_outlived(tables, key, flow) {
         // Not left behind: an entry in one table would hide one in the other.
@@ -90,24 +91,50 @@ fn twin_key(flow: &Flow, proto: Proto) -> FlowKey {
     }
 }
 
-/// Keeps a flow alive, both entries, at most once a second.
+/// Keeps a flow alive, both entries, at most once a second. False when the
+/// other entry is another flow's by now; then this one is gone.
 #[inline(always)]
-pub fn keep_warm<T: Tables>(tables: &T, key: &FlowKey, packet: &Packet, known: &Known<'_>) {
+pub fn keep_warm<T: Tables>(tables: &T, key: &FlowKey, packet: &Packet, known: &Known<'_>) -> bool {
     let now = tables.now();
-    if known.flow.seen != now {
-        tables.touch(known.table, key, now);
-        revive_twin(tables, packet, known, now);
+    if known.flow.seen == now {
+        return true;
     }
+    tables.touch(known.table, key, now);
+    if touch_twin(tables, packet, known, now) {
+        return true;
+    }
+    tables.remove(known.table, key);
+    false
 }
 
 /// Touches the other entry, and puts it back if the LRU took it: a flow is two
-/// entries or none.
+/// entries or none. False when another flow has its key.
 #[inline(never)]
-fn revive_twin<T: Tables>(tables: &T, packet: &Packet, known: &Known<'_>, now: u32) {
-    let twin = twin_key(known.flow, packet.proto);
-    if !tables.touch(known.table, &twin, now) {
-        tables.put(known.table, &twin, &twin_of(packet, known.flow, now));
+fn touch_twin<T: Tables>(tables: &T, packet: &Packet, known: &Known<'_>, now: u32) -> bool {
+    let key = twin_key(known.flow, packet.proto);
+    if let Some(twin) = tables.flow(known.table, &key) {
+        let ours = answers(packet, known.flow, twin);
+        if ours {
+            tables.touch(known.table, &key, now);
+        }
+        return ours;
     }
+    if tables.flow(known.table.other(), &key).is_some() {
+        return false;
+    }
+    let twin = twin_of(packet, known.flow, now);
+    tables.insert(known.table, &key, &twin) != Err(NotInserted::Exists)
+}
+
+/// Is `twin` the other entry of `flow`, whose packet this is? A UDP reply may
+/// come from another address than the client's packets go to.
+#[inline(always)]
+fn answers(packet: &Packet, flow: &Flow, twin: &Flow) -> bool {
+    let to = rewritten(twin).reversed();
+    if flow.flags & Flow::REPLY != 0 {
+        return to.sport == packet.tuple.sport && to.dport == packet.tuple.dport;
+    }
+    to == packet.tuple
 }
 
 /// The other entry of the flow whose entry a packet has met.
@@ -157,8 +184,8 @@ fn promote<T: Tables>(tables: &T, key: &FlowKey, packet: &Packet, known: &Known<
         return false;
     }
     tables.remove(Table::New, &twin);
-    tables.remove(Table::New, key);
-    true
+    // Of two CPUs that come here, one removes it.
+    tables.remove(Table::New, key)
 }
 
 /// True when a client's packet proves that the client receives.
@@ -214,7 +241,7 @@ pub fn is_foreign<T: Tables>(tables: &T, key: &FlowKey) -> bool {
         return false;
     };
     let now = tables.now();
-    if now.wrapping_sub(seen) > tables.lifetime(key.proto, true) {
+    if now.saturating_sub(seen) > tables.lifetime(key.proto, true) {
         return false;
     }
     if seen != now {

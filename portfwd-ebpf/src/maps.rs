@@ -160,7 +160,7 @@ impl Tables for Maps {
         TARGETS.get(index).copied()
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn lists(&self, key: &FromKey) -> bool {
         let bits = FromKey::prefix_len(128);
         FROM.get(&lpm_trie::Key::new(bits, *key)).is_some()
@@ -201,8 +201,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn remove(&self, which: Table, key: &FlowKey) {
-        let _absent = table(which).remove(key);
+    fn remove(&self, which: Table, key: &FlowKey) -> bool {
+        table(which).remove(key).is_ok()
     }
 
     #[inline(always)]

@@ -70,7 +70,12 @@ pub fn count<T: Tables>(tables: &T, frame: &Frame, packet: &Packet, outcome: &Ou
     let headers = u32::from(packet.headers);
     let segments = segments(frame, headers);
     let unwired = u32::from(packet.unwired);
-    let bytes = frame.len - unwired + (segments - 1) * (headers - unwired);
+    let bytes = if frame.gso_size == 0 {
+        // The link may have padded it.
+        packet.len
+    } else {
+        frame.len - unwired + (segments - 1) * (headers - unwired)
+    };
     let count = Count {
         packets: segments,
         bytes,

@@ -81,6 +81,8 @@ pub struct Network {
     pub fragment: bool,
     /// Has the kernel's own header of a BIG TCP packet.
     pub jumbo: bool,
+    /// Bytes of the packet as its header says; 0 in some GSO packets.
+    pub len: u32,
 }
 
 /// A packet that the corridor understands.
@@ -98,6 +100,8 @@ pub struct Packet {
     pub transport: u16,
     /// Bytes of network and transport header together.
     pub headers: u16,
+    /// Bytes of the packet as its header says; 0 in some GSO packets.
+    pub len: u32,
     /// TCP: sequence number.
     pub seq: u32,
     /// TCP: acknowledgement number.
@@ -165,7 +169,7 @@ pub fn network<H: Hook>(hook: &mut H, frame: &Frame) -> Result<Network, Verdict>
 fn ipv4<H: Hook>(hook: &H) -> Result<Network, Verdict> {
     const WORDS: usize = Ipv4Hdr::LEN / 4;
     let [first, second, third, src, dst] = hook.load::<WORDS>(0).ok_or(Verdict::Malformed)?;
-    let [version_and_length, ..] = first.to_ne_bytes();
+    let [version_and_length, _, total @ ..] = first.to_ne_bytes();
     let [_, _, frags @ ..] = second.to_ne_bytes();
     let [_, protocol, ..] = third.to_ne_bytes();
     let length = u16::from(version_and_length & 0x0f) * 4;
@@ -180,6 +184,7 @@ fn ipv4<H: Hook>(hook: &H) -> Result<Network, Verdict> {
         transport: length,
         protocol,
         fragment: u16::from_be_bytes(frags) & MORE_FRAGMENTS_OR_OFFSET != 0,
+        len: u16::from_be_bytes(total).into(),
         jumbo: false,
     })
 }
@@ -190,19 +195,23 @@ fn ipv6<H: Hook>(hook: &H) -> Result<Network, Verdict> {
     let [first, second, a, b, c, d, e, f, g, h] =
         hook.load::<WORDS>(0).ok_or(Verdict::Malformed)?;
     let [version, ..] = first.to_ne_bytes();
-    let [_, _, next, _] = second.to_ne_bytes();
-    if version >> 4 != 6 {
+    let [p0, p1, next, _] = second.to_ne_bytes();
+    let (src, dst) = (Addr([a, b, c, d]), Addr([e, f, g, h]));
+    // A mapped address is no address on a wire (RFC 4291, section 2.5.5.2), and
+    // here it would pass for IPv4.
+    if version >> 4 != 6 || src.family() == Family::V4 || dst.family() == Family::V4 {
         return Err(Verdict::Malformed);
     }
     const FRAGMENT_HEADER: u8 = 44;
     let jumbo = next == HOP_BY_HOP && is_big_tcp(hook);
     Ok(Network {
         family: Family::V6,
-        src: Addr([a, b, c, d]),
-        dst: Addr([e, f, g, h]),
+        src,
+        dst,
         transport: Ipv6Hdr::LEN as u16 + if jumbo { JUMBO } else { 0 },
         protocol: if jumbo { IPPROTO_TCP } else { next },
         fragment: next == FRAGMENT_HEADER,
+        len: Ipv6Hdr::LEN as u32 + u32::from(u16::from_be_bytes([p0, p1])),
         jumbo,
     })
 }
@@ -254,6 +263,7 @@ fn tcp<H: Hook>(hook: &H, frame: &Frame, network: &Network) -> Result<Packet, Ve
         ifindex: frame.ifindex,
         transport: network.transport,
         headers,
+        len: network.len,
         seq: u32::from_be(seq),
         ack: u32::from_be(ack),
         flags,
@@ -280,6 +290,7 @@ fn udp<H: Hook>(hook: &H, frame: &Frame, network: &Network) -> Result<Packet, Ve
         ifindex: frame.ifindex,
         transport: network.transport,
         headers: network.transport + UdpHdr::LEN as u16,
+        len: network.len,
         seq: 0,
         ack: 0,
         flags: 0,

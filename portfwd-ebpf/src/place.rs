@@ -4,7 +4,7 @@ use portfwd_common::{Addr, Family, Flow, Proto, Verdict};
 
 use crate::{
     claim::Claimed,
-    hook::{Hook, LISTEN, UdpSocket},
+    hook::{Hook, LISTEN, NO_SOCKET, UdpSocket},
     packet::{Packet, Tuple},
     tables::{Draft, Tables},
 };
@@ -33,9 +33,6 @@ pub fn place<H: Hook, T: Tables>(
     let Draft {
         packet, placement, ..
     } = draft;
-    if is_stray(packet) {
-        return Err(Verdict::Stray);
-    }
     let (target, port) = claimed.target(tables, packet).ok_or(Verdict::NoRule)?;
     placement.to = packet.tuple;
     placement.to.dst = target.addr;
@@ -43,11 +40,14 @@ pub fn place<H: Hook, T: Tables>(
     placement.slot = claimed.slot;
     placement.generation = claimed.rule.generation;
     placement.flags = 0;
-    if listens(hook, packet, &placement.to) {
-        Ok(())
-    } else {
-        Err(Verdict::NoListener)
+    // Without forwarding the kernel does not say whose the dialled address is.
+    // A port alone may be rewritten all the same, since the stack drops what is
+    // not local, but another address would make it so.
+    let moves = target.addr != packet.tuple.dst && !packet.on_loopback();
+    if moves && !tables.is_own(&packet.tuple.dst) {
+        return Err(Verdict::NotLocal);
     }
+    takes(hook, packet, &placement.to)
 }
 
 /// A packet to a target port itself: it stays as it is, and its tuple is kept
@@ -82,13 +82,28 @@ const fn is_stray(packet: &Packet) -> bool {
     matches!(packet.proto, Proto::Tcp) && !packet.is_open() && !packet.is_ack()
 }
 
-/// True when a socket would take the rewritten packet.
+/// Would a socket take the rewritten packet? An ACK opens no flow, but finds
+/// the connection of one that was lost.
 #[inline(always)]
-fn listens<H: Hook>(hook: &H, packet: &Packet, to: &Tuple) -> bool {
-    match packet.proto {
-        Proto::Tcp => hook.tcp_socket(packet.family, &listening(packet.family, to)) == LISTEN,
-        Proto::Udp | Proto::Sctp => hook.udp_socket(packet.family, to) != UdpSocket::None,
-    }
+fn takes<H: Hook>(hook: &H, packet: &Packet, to: &Tuple) -> Result<(), Verdict> {
+    let (found, otherwise) = match packet.proto {
+        Proto::Udp | Proto::Sctp => (
+            hook.udp_socket(packet.family, to) != UdpSocket::None,
+            Verdict::NoListener,
+        ),
+        Proto::Tcp if packet.is_open() => {
+            let listener = hook.tcp_socket(packet.family, &listening(packet.family, to));
+            (listener == LISTEN, Verdict::NoListener)
+        }
+        Proto::Tcp => {
+            let socket = hook.tcp_socket(packet.family, to);
+            (
+                packet.is_ack() && !matches!(socket, NO_SOCKET | LISTEN),
+                Verdict::Stray,
+            )
+        }
+    };
+    if found { Ok(()) } else { Err(otherwise) }
 }
 
 /// The tuple that finds only listeners: no connection has this source.

@@ -93,9 +93,20 @@ fn source_port(packet: &Packet, attempt: u32) -> u16 {
     let mut hash = u32::from(tuple.sport) << 16 | u32::from(tuple.dport);
     for word in tuple.src.0 {
         hash = (hash ^ word).wrapping_mul(GOLDEN);
+        // A product carries to the left only.
+        hash ^= hash >> 15;
     }
-    let step = hash.wrapping_add(attempt.wrapping_mul(GOLDEN)) >> 8;
+    let step = mixed(hash.wrapping_add(attempt.wrapping_mul(GOLDEN)));
     (FIRST_PORT + step % (65_536 - FIRST_PORT)) as u16
+}
+
+/// Every bit of the result hangs on every bit of `hash` (MurmurHash3's
+/// finaliser): without it a client would be given a few of the ports only.
+#[inline(always)]
+const fn mixed(mut hash: u32) -> u32 {
+    hash = (hash ^ hash >> 16).wrapping_mul(0x85eb_ca6b);
+    hash = (hash ^ hash >> 13).wrapping_mul(0xc2b2_ae35);
+    hash ^ hash >> 16
 }
 
 /// 2^32 over the golden ratio: Knuth's multiplicative hash.
@@ -121,8 +132,7 @@ fn reserve<H: Hook, T: Tables>(hook: &H, tables: &T, draft: &mut Draft) -> Reser
             let _exists = tables.insert(found.table, key, flow);
             return Reserved::Same;
         }
-        let both_direct = placement.flags & found.flow.flags & Flow::DIRECT != 0;
-        return if both_direct {
+        return if is_shared(packet, placement, found.flow) {
             Reserved::Same
         } else {
             Reserved::Taken
@@ -143,6 +153,15 @@ fn reserve<H: Hook, T: Tables>(hook: &H, tables: &T, draft: &mut Draft) -> Reser
         return Reserved::Again;
     }
     Reserved::Ours
+}
+
+/// Two direct flows that differ in this host's address alone may have one
+/// entry, as long as it changes neither.
+#[inline(always)]
+fn is_shared(packet: &Packet, placement: &Placement, found: &Flow) -> bool {
+    placement.flags & found.flags & Flow::DIRECT != 0
+        && placement.to.sport == packet.tuple.sport
+        && found.dport == packet.tuple.sport
 }
 
 /// TCP: a connection that the kernel knows has the tuple; one without a flow,
@@ -174,16 +193,25 @@ fn finish<T: Tables>(tables: &T, draft: &mut Draft) -> Result<bool, Verdict> {
     let Err(error) = tables.insert(Table::New, key, flow) else {
         return Ok(true);
     };
-    if error == NotInserted::Exists
-        && let Some(winner) = tables.flow(Table::New, key)
-    {
-        let lost = known::reply_key(&placement.to, packet.proto);
-        placement.to = known::rewritten(winner);
-        tables.remove(Table::New, &lost);
-        return Ok(false);
+    let winner = if error == NotInserted::Exists {
+        tables.flow(Table::New, key)
+    } else {
+        None
+    };
+    match winner {
+        // It found our reply entry: one flow, and this packet opened it.
+        Some(winner) if known::rewritten(winner) == placement.to => Ok(true),
+        Some(winner) => {
+            let lost = known::reply_key(&placement.to, packet.proto);
+            placement.to = known::rewritten(winner);
+            tables.remove(Table::New, &lost);
+            Ok(false)
+        }
+        None => {
+            tables.remove(Table::New, &known::reply_key(&placement.to, packet.proto));
+            Err(Verdict::TableFull)
+        }
     }
-    tables.remove(Table::New, &known::reply_key(&placement.to, packet.proto));
-    Err(Verdict::TableFull)
 }
 
 #[inline(always)]

@@ -51,6 +51,8 @@ pub fn steer<H: Hook, T: Tables>(
     let (target, port) = claimed.target(tables, packet).ok_or(Verdict::NoRule)?;
     match hook.steer(packet, &target.addr, port) {
         Steering::NoListener => Err(Verdict::NoListener),
+        // It may be of a connection that NAT on this host started before.
+        Steering::NoHandshake => Err(Verdict::Stray),
         Steering::Assigned { cookie } => Ok(Some(
             Outcome::of_rule(Verdict::Steered, claimed.slot).opening(cookie),
         )),

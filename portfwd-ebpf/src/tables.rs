@@ -15,6 +15,17 @@ pub enum Table {
     Flows,
 }
 
+impl Table {
+    /// The table that this is not.
+    #[inline(always)]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::New => Self::Flows,
+            Self::Flows => Self::New,
+        }
+    }
+}
+
 /// Why an entry was not inserted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NotInserted {
@@ -58,8 +69,8 @@ pub trait Tables {
     fn insert(&self, table: Table, key: &FlowKey, flow: &Flow) -> Result<(), NotInserted>;
     /// Writes an entry, there or not; false where there is no room.
     fn put(&self, table: Table, key: &FlowKey, flow: &Flow) -> bool;
-    /// Removes an entry, if it is there.
-    fn remove(&self, table: Table, key: &FlowKey);
+    /// Removes an entry; false where there was none.
+    fn remove(&self, table: Table, key: &FlowKey) -> bool;
     /// Sets the time of an entry in place; false where there is none.
     fn touch(&self, table: Table, key: &FlowKey, now: u32) -> bool;
     /// Writes an entry's flags and the server's sequence number in place.

@@ -278,6 +278,10 @@ impl<const L2: usize> Hook for Tc<'_, L2> {
                 return Steering::NoListener;
             }
             let cookie = packet.is_ack() && self.completes_cookie(packet, socket);
+            if packet.is_ack() && !cookie {
+                bpf_sk_release(socket.cast());
+                return Steering::NoHandshake;
+            }
             let error = bpf_sk_assign(self.context.as_ptr(), socket.cast(), 0);
             bpf_sk_release(socket.cast());
             // The verdict does not hang on the assignment otherwise: a test
@@ -453,7 +457,9 @@ impl<const L2: usize> Tc<'_, L2> {
             let difference = bpf_csum_diff(old.as_mut_ptr(), 16, new.as_mut_ptr(), 16, 0);
             bpf_l4_csum_replace(self.skb(), checksum.offset, 0, difference as u64, pseudo);
         }
-        self.store(Self::at(offset), &new, 0);
+        // IPv6 has no header checksum whose change balances the address's in
+        // a device's sum over the whole packet.
+        self.store(Self::at(offset), &new, BPF_F_RECOMPUTE_CSUM.into());
     }
 }
 

@@ -145,7 +145,6 @@ fn direct_packets_to_two_own_addresses_are_left_alone() {
 }
 
 #[test]
-#[ignore = "known bug"]
 fn direct_packets_to_two_own_addresses_are_told_apart_once_moved() {
     let host = Host::new(&forwards(Proto::Udp));
     let open = tuple("198.51.100.7:4000", "192.0.2.1:80");
@@ -157,7 +156,6 @@ fn direct_packets_to_two_own_addresses_are_told_apart_once_moved() {
 }
 
 #[test]
-#[ignore = "known bug"]
 fn a_client_whose_port_a_moved_flow_got_is_moved_itself() {
     for proto in PROTOS {
         let host = Host::new(&forwards(proto));
@@ -173,7 +171,6 @@ fn a_client_whose_port_a_moved_flow_got_is_moved_itself() {
 }
 
 #[test]
-#[ignore = "known bug"]
 fn a_direct_flow_is_not_given_the_port_of_another_direct_flow() {
     for proto in PROTOS {
         let client = |port: u16, dialled| tuple(&format!("198.51.100.7:{port}"), dialled);
@@ -194,7 +191,6 @@ fn a_direct_flow_is_not_given_the_port_of_another_direct_flow() {
 }
 
 #[test]
-#[ignore = "known bug"]
 fn a_source_that_is_not_listed_does_not_disturb_one_that_is_translated() {
     let host = Host::new(&[
         Forward::udp(80..=80, 5000),
@@ -208,7 +204,6 @@ fn a_source_that_is_not_listed_does_not_disturb_one_that_is_translated() {
 }
 
 #[test]
-#[ignore = "known bug"]
 fn a_packet_that_is_only_forwarded_is_no_reply() {
     let host = Host::new(&forwards(Proto::Udp));
     let open = tuple("198.51.100.7:4000", "192.0.2.1:80");

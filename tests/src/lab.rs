@@ -39,7 +39,7 @@ pub const MECHANISMS: [TcpMechanism; 3] = [
 /// The loaded programs with their rules, and the host around them: `eth0`
 /// with 192.0.2.1/24 and 2001:db8::1/64 and a default route, `lo`, and `bare0`
 /// for the programs of devices without a link-layer header. The other end of
-/// `eth0` is `wire`.
+/// `eth0` is `wire`, where nobody answers.
 pub struct Lab {
     /// The namespace.
     pub ns: Netns,
@@ -135,7 +135,9 @@ fn host() -> Netns {
            address add 192.0.2.1/24 dev eth0
            address add 2001:db8::1/64 dev eth0
            route add default via 192.0.2.254
-           route add default via 2001:db8::fe",
+           route add default via 2001:db8::fe
+           neighbor add 192.0.2.2 dev eth0 lladdr 02:00:00:00:00:02 nud permanent
+           neighbor add 2001:db8::2 dev eth0 lladdr 02:00:00:00:00:02 nud permanent",
     );
     ns
 }

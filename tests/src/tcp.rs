@@ -295,8 +295,11 @@ impl Desk {
             }
             number
         };
-        let result =
-            writeln!(stream, "{identity}").and_then(|()| converse(&mut stream, self.manner));
+        // In one segment: formatting would send each part by itself.
+        let line = format!("{identity}\n");
+        let result = stream
+            .write_all(line.as_bytes())
+            .and_then(|()| converse(&mut stream, self.manner));
         drop(stream);
         self.open().streams.remove(&number);
         result

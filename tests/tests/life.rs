@@ -222,8 +222,8 @@ fn stats_are_printed_while_it_runs() {
     let tables = |text: &str| text.matches("connections").count();
     until("two tables", || tables(&portfwd.stdout()) >= 2);
     let printed = portfwd.stdout();
-    let row = printed.lines().filter(|line| line.contains("80:5000"));
-    let last = row.last().expect("a row for the rule");
+    let mut rows = printed.lines().filter(|line| line.contains("80:5000"));
+    let last = rows.next_back().expect("a row for the rule");
     assert!(last.split_whitespace().any(|cell| cell == "2"), "{printed}");
     assert!(tables(&portfwd.stop().stdout) >= 3);
 }

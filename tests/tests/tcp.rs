@@ -563,7 +563,7 @@ fn only_listed_sources_are_served() {
             refused(&world, way, 80);
         }
         let output = portfwd.stop();
-        assert_eq!(output.verdict("not-listed"), 4, "{tcp:?}\n{output}");
+        assert!(output.verdict("not-listed") >= 4, "{tcp:?}\n{output}");
         assert_eq!(
             output.rule_counter("80:5000", "connections"),
             Some(3),

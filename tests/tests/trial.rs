@@ -14,7 +14,7 @@ use std::{
 use portfwd::{dataplane::Side, host::devices::Link, plan::TcpMechanism};
 use portfwd_common::{RuleCounters, Verdict};
 use portfwd_tests::{
-    Family, Frame, Lab, Wire, checksum,
+    Capture, Family, Frame, Keep, Lab, Wire, checksum,
     lab::{Bytes as _, ETHERNET, MECHANISMS, client_at, host_at, stranger_at},
 };
 use socket2::{Domain, Protocol, Socket, Type};
@@ -360,6 +360,38 @@ fn an_answer_from_another_address_gets_the_one_that_was_dialled() {
 }
 
 #[test]
+fn a_target_on_a_named_address_gets_it() {
+    let rules = "80:192.0.2.77:5000/tcp+udp 80:[2001:db8::77]:5000/tcp+udp";
+    for tcp in [TcpMechanism::Steer, TcpMechanism::Rewrite] {
+        let mut lab = Lab::new(tcp, rules);
+        lab.ns
+            .ip("address add 192.0.2.77/24 dev eth0\naddress add 2001:db8::77/64 dev eth0");
+        let _services = (lab.tcp_service(5000), lab.udp_service(5000));
+        for (slot, family, addr) in [
+            (0, Family::V4, "192.0.2.77"),
+            (1, Family::V6, "2001:db8::77"),
+        ] {
+            let target = SocketAddr::new(addr.parse().expect("an address"), 5000);
+            let client = client_at(family, FROM);
+            lab.arrives(to_host(family, 80))
+                .becomes(Verdict::Rewritten, datagram(client, target))
+                .opens(slot);
+            lab.leaves(datagram(target, client))
+                .becomes(Verdict::Restored, to_client(family, 80))
+                .counts_back_for(slot);
+            let seen = lab.arrives(syn(family, 80));
+            match tcp {
+                TcpMechanism::Rewrite => {
+                    seen.becomes(Verdict::Rewritten, Frame::syn(client, target))
+                }
+                _ => seen.stays(Verdict::Steered),
+            }
+            .counts_for(slot);
+        }
+    }
+}
+
+#[test]
 fn a_range_keeps_the_offset_or_goes_to_one_port() {
     let mut lab = Lab::new(
         TcpMechanism::Steer,
@@ -402,13 +434,54 @@ fn tcp_is_steered_without_a_changed_byte() {
         let mut lab = Lab::new(tcp, "80:5000 81:5001");
         let _service = lab.tcp_service(5000);
         for family in Family::BOTH {
-            for frame in [syn(family, 80), ack(family, 80)] {
-                lab.arrives(&frame).stays(Verdict::Steered).counts_for(0);
-            }
+            lab.arrives(syn(family, 80))
+                .stays(Verdict::Steered)
+                .counts_for(0);
+            // It completes no handshake.
+            lab.arrives(ack(family, 80)).is(Verdict::Stray);
             lab.arrives(syn(family, 81)).is(Verdict::NoListener);
             lab.arrives(ack(family, 81)).is(Verdict::NoListener);
             strays(&mut lab, family);
         }
+    }
+}
+
+#[test]
+fn an_acknowledged_syn_cookie_is_steered_and_opens_the_connection() {
+    let mut lab = Lab::new(TcpMechanism::Steer, "80:5000");
+    lab.ns.sysctl("net.ipv4.tcp_syncookies", 2);
+    // A run cannot send a cookie: the socket that does has the dialled port,
+    // and the target has sent one lately.
+    let _services = (lab.tcp_service(80), lab.tcp_service(5000));
+    let capture = Capture::start(&lab.ns, Keep::Everything);
+    let wire = Wire::new(&lab.ns, "wire", [2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1]);
+    for family in Family::BOTH {
+        for port in [5000, 80] {
+            wire.send(&syn(family, port));
+        }
+        let cookie = |port| {
+            let answer = capture.wait_for("a SYN-ACK", |packet| {
+                packet.comes_from(host_at(family, port))
+            });
+            let at = transport(family) + 4;
+            let [a, b, c, d] = answer.bytes[at..at + 4] else {
+                unreachable!("four bytes");
+            };
+            u32::from_be_bytes([a, b, c, d])
+        };
+        cookie(5000);
+        let acknowledging = |number: u32| {
+            ack(family, 80).with_tcp(|header| {
+                header.sequence_number = 1001;
+                header.acknowledgment_number = number;
+            })
+        };
+        let next = cookie(80).wrapping_add(1);
+        lab.arrives(acknowledging(next))
+            .stays(Verdict::Steered)
+            .opens(0);
+        lab.arrives(acknowledging(next ^ 0x8000_0000))
+            .is(Verdict::Stray);
     }
 }
 
@@ -892,7 +965,7 @@ fn a_segmented_packet_counts_as_its_segments() {
     let _services = (lab.tcp_service(5000), lab.udp_service(5000));
     for family in Family::BOTH {
         let client = client_at(family, FROM);
-        let segment = ack(family, 80).payload(&[7; 2500]);
+        let segment = syn(family, 80).payload(&[7; 2500]);
         let headers = transport(family) as u64 + 20;
         lab.eth0()
             .segmented(1000)

@@ -29,7 +29,7 @@ pub struct Machine {
     /// It forwards, so the kernel says which addresses are its own.
     pub forwards: bool,
     /// TCP sockets by the tuple of the packets that they receive.
-    pub connections: Vec<(Tuple, SocketState)>,
+    pub connections: RefCell<Vec<(Tuple, SocketState)>>,
     /// TCP listeners.
     pub listeners: Vec<Listener>,
     /// UDP sockets that are not connected, by address and port.
@@ -77,8 +77,8 @@ impl Machine {
     }
 
     /// Adds a TCP socket that receives packets with `tuple`.
-    pub fn connect(mut self, tuple: Tuple, state: SocketState) -> Self {
-        self.connections.push((tuple, state));
+    pub fn connect(self, tuple: Tuple, state: SocketState) -> Self {
+        self.connections.borrow_mut().push((tuple, state));
         self
     }
 
@@ -88,7 +88,8 @@ impl Machine {
     }
 
     pub(super) fn tcp_socket(&self, family: Family, tuple: &Tuple) -> SocketState {
-        let connection = self.connections.iter().find(|(of, _)| of == tuple);
+        let connections = self.connections.borrow();
+        let connection = connections.iter().find(|(of, _)| of == tuple);
         match connection {
             Some((_, state)) => *state,
             None if self.listener(family, &tuple.dst, tuple.dport).is_some() => LISTEN,
@@ -118,10 +119,13 @@ impl Machine {
         match self.listener(packet.family, addr, port) {
             None => Steering::NoListener,
             Some(listener) if listener.refuses => Steering::Refused,
+            Some(_) if packet.is_ack() && !self.cookies.contains(&packet.ack) => {
+                Steering::NoHandshake
+            }
             Some(_) => {
                 self.steered.borrow_mut().push((*addr, port));
                 Steering::Assigned {
-                    cookie: packet.is_ack() && self.cookies.contains(&packet.ack),
+                    cookie: packet.is_ack(),
                 }
             }
         }

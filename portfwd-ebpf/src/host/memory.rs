@@ -419,9 +419,9 @@ impl Memory {
 }
 
 impl Entries {
-    fn forget(&mut self, key: &FlowKey) {
-        self.flows.remove(key);
+    fn forget(&mut self, key: &FlowKey) -> bool {
         self.used.remove(key);
+        self.flows.remove(key).is_some()
     }
 }
 
@@ -509,9 +509,9 @@ impl Tables for Memory {
         self.write(table, key, flow).is_ok()
     }
 
-    fn remove(&self, table: Table, key: &FlowKey) {
+    fn remove(&self, table: Table, key: &FlowKey) -> bool {
         self.step();
-        self.table(table).borrow_mut().forget(key);
+        self.table(table).borrow_mut().forget(key)
     }
 
     fn touch(&self, table: Table, key: &FlowKey, now: u32) -> bool {
