@@ -33,14 +33,16 @@ impl Addr {
     }
 
     /// The 16 bytes in network byte order.
+    #[inline(always)]
     pub const fn octets(&self) -> [u8; 16] {
-        let mut bytes = [0; 16];
-        let mut index = 0;
-        while index < 16 {
-            bytes[index] = self.0[index / 4].to_ne_bytes()[index % 4];
-            index += 1;
-        }
-        bytes
+        *self.bytes()
+    }
+
+    /// The same where they lie.
+    #[inline(always)]
+    pub const fn bytes(&self) -> &[u8; 16] {
+        // SAFETY: four words are sixteen bytes, and bytes need no alignment.
+        unsafe { &*core::ptr::from_ref(&self.0).cast() }
     }
 
     /// Which family the address belongs to.

@@ -10,7 +10,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use aya_log_ebpf::info;
-use portfwd_common::{Action, Family, Verdict};
+use portfwd_common::{Action, Family, Proto, Verdict};
 use portfwd_ebpf::{
     egress,
     hook::{Frame, Hook as _},
@@ -104,46 +104,58 @@ fn leave(maps: &Maps, outcome: Outcome) -> i32 {
     }
 }
 
-/// The level is a global: the verifier removes the call where it is off.
-#[inline(never)]
+/// The level is a global: the verifier removes the calls where it is off.
+#[inline(always)]
 fn announce(context: &TcContext, packet: &Packet, outcome: &Outcome) {
-    let tuple = &packet.tuple;
-    let proto = if packet.flags == 0 { "udp" } else { "tcp" };
-    let rule = outcome.slot + 1;
     let way = if outcome.verdict == Verdict::Rewritten {
         "rewritten"
     } else {
         "steered"
     };
     match packet.family {
-        Family::V4 => {
-            let [src, dst] = [&tuple.src, &tuple.dst].map(|addr| u32::from_be(addr.v4_word()));
-            info!(
-                context,
-                "{} {:i}:{} -> {:i}:{} {} by rule {}",
-                proto,
-                src,
-                tuple.sport,
-                dst,
-                tuple.dport,
-                way,
-                rule
-            );
-        }
-        Family::V6 => {
-            info!(
-                context,
-                "{} [{:i}]:{} -> [{:i}]:{} {} by rule {}",
-                proto,
-                tuple.src.octets(),
-                tuple.sport,
-                tuple.dst.octets(),
-                tuple.dport,
-                way,
-                rule
-            );
-        }
+        Family::V4 => announce_v4(context, packet, way, outcome.slot + 1),
+        Family::V6 => announce_v6(context, packet, way, outcome.slot + 1),
     }
+}
+
+#[inline(always)]
+const fn proto(packet: &Packet) -> &'static str {
+    match packet.proto {
+        Proto::Tcp => "tcp",
+        Proto::Udp | Proto::Sctp => "udp",
+    }
+}
+
+#[inline(never)]
+fn announce_v4(context: &TcContext, packet: &Packet, way: &str, rule: u32) {
+    let tuple = &packet.tuple;
+    info!(
+        context,
+        "{} {:i}:{} -> {:i}:{} {} by rule {}",
+        proto(packet),
+        u32::from_be(tuple.src.v4_word()),
+        tuple.sport,
+        u32::from_be(tuple.dst.v4_word()),
+        tuple.dport,
+        way,
+        rule
+    );
+}
+
+#[inline(never)]
+fn announce_v6(context: &TcContext, packet: &Packet, way: &str, rule: u32) {
+    let tuple = &packet.tuple;
+    info!(
+        context,
+        "{} [{:i}]:{} -> [{:i}]:{} {} by rule {}",
+        proto(packet),
+        *tuple.src.bytes(),
+        tuple.sport,
+        *tuple.dst.bytes(),
+        tuple.dport,
+        way,
+        rule
+    );
 }
 
 #[cfg(not(test))]

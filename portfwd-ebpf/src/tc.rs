@@ -7,7 +7,7 @@ use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
         BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NOT_FWDED, bpf_fib_lookup as FibLookup,
-        bpf_sock,
+        bpf_sock, bpf_sock_tuple,
     },
     helpers::generated::{
         bpf_csum_diff, bpf_fib_lookup, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_sk_assign,
@@ -97,32 +97,33 @@ impl<'a, const L2: usize> Tc<'a, L2> {
 
     #[inline(always)]
     fn tcp_lookup(&self, family: Family, tuple: &Tuple) -> *mut bpf_sock {
-        let (mut sockets, size) = socket_tuple(family, tuple);
+        let context = self.context.as_ptr().cast();
         // SAFETY: the tuple is valid for `size` bytes; every caller releases
         // what is found.
-        unsafe {
-            bpf_skc_lookup_tcp(
-                self.context.as_ptr().cast(),
-                (&raw mut sockets).cast(),
-                size,
-                CURRENT_NETNS,
-                0,
-            )
-        }
+        with_socket_tuple(family, tuple, |words, size| unsafe {
+            bpf_skc_lookup_tcp(context, words, size, CURRENT_NETNS, 0)
+        })
     }
 }
 
-/// The words of a `bpf_sock_tuple` and how many bytes of it the family uses.
-/// Written out, since zeroing first would be a loop in a program.
+/// Lends the words of a `bpf_sock_tuple` and how many bytes of it the family
+/// uses. Each family's words stand for themselves: the stack is short.
 #[inline(always)]
-const fn socket_tuple(family: Family, tuple: &Tuple) -> ([u32; 9], u32) {
-    let (src, dst, ports) = (tuple.src.0, tuple.dst.0, port_word(tuple));
+fn with_socket_tuple<R>(
+    family: Family,
+    tuple: &Tuple,
+    lookup: impl Fn(*mut bpf_sock_tuple, u32) -> R,
+) -> R {
+    let ports = port_word(tuple);
     match family {
-        Family::V4 => ([src[3], dst[3], ports, 0, 0, 0, 0, 0, 0], 12),
+        Family::V4 => {
+            let mut words = [tuple.src.v4_word(), tuple.dst.v4_word(), ports];
+            lookup(words.as_mut_ptr().cast(), 12)
+        }
         Family::V6 => {
-            let [a, b, c, d] = src;
-            let [e, f, g, h] = dst;
-            ([a, b, c, d, e, f, g, h, ports], 36)
+            let ([a, b, c, d], [e, f, g, h]) = (tuple.src.0, tuple.dst.0);
+            let mut words = [a, b, c, d, e, f, g, h, ports];
+            lookup(words.as_mut_ptr().cast(), 36)
         }
     }
 }
@@ -226,17 +227,13 @@ impl<const L2: usize> Hook for Tc<'_, L2> {
 
     #[inline(never)]
     fn udp_socket(&self, family: Family, tuple: &Tuple) -> UdpSocket {
-        let (mut sockets, size) = socket_tuple(family, tuple);
+        let context = self.context.as_ptr().cast();
         // SAFETY: the tuple is valid for `size` bytes; what is found is
         // released.
         unsafe {
-            let socket = bpf_sk_lookup_udp(
-                self.context.as_ptr().cast(),
-                (&raw mut sockets).cast(),
-                size,
-                CURRENT_NETNS,
-                0,
-            );
+            let socket = with_socket_tuple(family, tuple, |words, size| {
+                bpf_sk_lookup_udp(context, words, size, CURRENT_NETNS, 0)
+            });
             if socket.is_null() {
                 return UdpSocket::None;
             }

@@ -1147,36 +1147,6 @@ fn multicast_and_broadcast_are_left_alone() {
 }
 
 #[test]
-fn a_network_s_broadcast_address_is_left_alone_by_whatever_way_it_comes() {
-    let world = World::direct();
-    let service = world.host.udp_server(UdpListen::DualStack, SERVICE);
-    let dialled = world.host.udp_server(UdpListen::DualStack, 80);
-    let bind = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0));
-    let socket = world.host.ns.enter(bind).expect("free");
-    socket.set_broadcast(true).expect("root may");
-    let everyone = |address: [u8; 4]| SocketAddr::new(address.into(), 80);
-    let mut served = 0;
-    let mut reaches_who_is_there = || {
-        // To this host alone by its hardware address.
-        let source = world.client.at(Family::V4, 1000);
-        let frame = Frame::udp(source, everyone([192, 0, 2, 255]));
-        world.wire().send(&frame);
-        dialled.until_served(served + 1);
-        // From this host, where a copy comes back.
-        for address in [[127, 255, 255, 255], [192, 0, 2, 255]] {
-            socket.send_to(b"all", everyone(address)).expect("sent");
-        }
-        dialled.until_served(served + 3);
-        served += 3;
-    };
-    reaches_who_is_there();
-    let portfwd = world.host.portfwd("80:5000/udp");
-    reaches_who_is_there();
-    assert_eq!(service.served(), []);
-    assert_eq!(portfwd.stop().verdict("rewritten"), 0);
-}
-
-#[test]
 fn a_router_leaves_packets_to_others_alone() {
     let world = World::router();
     let portfwd = world.host.portfwd("80:5000/udp");
