@@ -76,6 +76,16 @@ impl Addr {
         }
     }
 
+    /// True for fe80::/10 (RFC 4291, section 2.5.6), where the family is known
+    /// from the packet. IPv4 has 169.254.0.0/16 (RFC 3927).
+    #[inline(always)]
+    pub const fn is_link_local_of(&self, family: Family) -> bool {
+        match family {
+            Family::V4 => u32::from_be(self.v4_word()) >> 16 == 0xa9fe,
+            Family::V6 => u32::from_be(self.0[0]) >> 22 == 0xfe80 >> 6,
+        }
+    }
+
     /// True for addresses that name no single host: multicast, the limited
     /// broadcast address and `0.0.0.0` or `::`. A subnet's broadcast address
     /// cannot be told from the address alone.

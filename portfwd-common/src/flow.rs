@@ -49,7 +49,12 @@ pub struct Flow {
     pub rule: u32,
     /// The rule's generation when the flow began.
     pub generation: u32,
-    /// Egress interface of the direction; 0: the stack decides.
+    /// Index of the target on another host that packets go to, or
+    /// [`Flow::NO_TARGET`]: the stack has them next.
+    pub target: u32,
+    /// Interface that replies of another host leave by: the one that leads to
+    /// the client's network, else the one that its latest packet came in by.
+    /// 0: the stack has them next.
     pub ifindex: u32,
     /// Time of the last packet, seconds of `CLOCK_MONOTONIC`.
     pub seen: u32,
@@ -60,11 +65,13 @@ pub struct Flow {
     /// Zero.
     pub reserved: u16,
 }
-map_type!(Flow, 60);
+map_type!(Flow, 64);
 
 impl Flow {
     /// `rule` of a flow that no rule made: a direct flow to a target port.
     pub const NO_RULE: u32 = u32::MAX;
+    /// `target` where the stack delivers or routes the packet itself.
+    pub const NO_TARGET: u32 = u32::MAX;
 
     /// This entry is of the direction from target to client.
     pub const REPLY: u16 = 1;
@@ -75,6 +82,15 @@ impl Flow {
     pub const PROVEN: u16 = 1 << 2;
     /// Nothing is changed: the entry only keeps the tuple from others.
     pub const DIRECT: u16 = 1 << 3;
+    /// Packets of the other direction are met as they leave this host; without
+    /// it as they arrive.
+    pub const TWIN_LEAVES: u16 = 1 << 4;
+    /// TCP: the client has sent a FIN.
+    pub const FIN_CLIENT: u16 = 1 << 5;
+    /// TCP: the target has sent a FIN.
+    pub const FIN_TARGET: u16 = 1 << 6;
+    /// TCP: one of them has sent a RST, and neither anything since.
+    pub const RESET: u16 = 1 << 7;
 }
 
 /// Traffic that this host, or NAT behind it, started itself from a port that a

@@ -64,6 +64,10 @@ impl PortEntry {
     /// Target port of a rule that rewrites for a socket of this host: replies
     /// leave from here, and direct packets to it are asked for clashes.
     pub const TARGET: u32 = 1 << 27;
+    /// Target port of a rule to another host: replies arrive from here, and
+    /// packets to it, of this host and of those it routes for, are asked for
+    /// clashes.
+    pub const REMOTE: u32 = 1 << 28;
 
     /// The class, 0 where no rule listens.
     #[inline(always)]

@@ -77,18 +77,66 @@ impl RuleEntry {
 pub struct TargetEntry {
     /// Where packets go; unspecified is the address that was dialled.
     pub addr: Addr,
-    /// Egress interface; 0 for a socket on this host.
+    /// Another host: the address of this host that masqueraded packets leave
+    /// with; unspecified where there is none.
+    pub source: Addr,
+    /// Another host over IPv6: the next hop there, a router or the target
+    /// itself. Unspecified: the kernel finds it.
+    pub hop: Addr,
+    /// Egress interface; 0 for a socket on this host, and for another host
+    /// that no route leads to.
     pub ifindex: u32,
+    /// [`TargetEntry::PEER`]: the Ethernet addresses of the frame, six bytes
+    /// each, destination then source, as they lie in the header.
+    pub link: [u32; 3],
     /// Share of new flows among the targets of the rule, at least 1.
     pub weight: u16,
     /// `TargetEntry::*` bits.
     pub flags: u16,
 }
-map_type!(TargetEntry, 24);
+map_type!(TargetEntry, 68);
 
 impl TargetEntry {
     /// A socket on this host.
     pub const LOCAL: u16 = 1;
+    /// Another host: clients keep their address.
+    pub const PRESERVE: u16 = 1 << 1;
+    /// Another host: clients keep their address unless they came in by the
+    /// interface that leads to the target. With neither bit they are
+    /// masqueraded.
+    pub const PRESERVE_ACROSS: u16 = 1 << 2;
+    /// The egress interface is the host end of a veth pair whose other end is
+    /// in another namespace, and `link` says what its frames carry.
+    pub const PEER: u16 = 1 << 3;
+
+    /// A socket on this host, at `addr` or at the address that was dialled.
+    pub const fn local(addr: Addr, weight: u16) -> Self {
+        Self {
+            addr,
+            source: Addr::UNSPECIFIED,
+            hop: Addr::UNSPECIFIED,
+            ifindex: 0,
+            link: [0; 3],
+            weight,
+            flags: Self::LOCAL,
+        }
+    }
+
+    /// Where what was sent to `dialled` goes.
+    #[inline(always)]
+    pub const fn addr_for<'a>(&'a self, dialled: &'a Addr) -> &'a Addr {
+        if self.addr.is_unspecified() {
+            dialled
+        } else {
+            &self.addr
+        }
+    }
+
+    /// True for a socket on this host.
+    #[inline(always)]
+    pub const fn is_local(&self) -> bool {
+        self.flags & Self::LOCAL != 0
+    }
 }
 
 /// Key of the source table (a longest-prefix-match trie): the
@@ -111,3 +159,34 @@ impl FromKey {
         32 + addr_bits
     }
 }
+
+/// Key of the next-hop table (a longest-prefix-match trie): an interface in
+/// network byte order, then an IPv6 destination. The kernel, asked for the next
+/// hop by an interface, may name that of another one where its route is better
+/// (`ip6_route_output_flags`: without a socket that is bound to the interface,
+/// and with a source address, the interface is a wish only).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct HopKey {
+    /// Interface, network byte order.
+    pub ifindex: u32,
+    /// Destination.
+    pub addr: Addr,
+}
+map_type!(HopKey, 20);
+
+impl HopKey {
+    /// Bits of the key that a destination prefix of `addr_bits` bits uses.
+    pub const fn prefix_len(addr_bits: u32) -> u32 {
+        32 + addr_bits
+    }
+}
+
+/// Prefixes in the next-hop table.
+pub const MAX_NEXT_HOPS: u32 = 16_384;
+
+/// Prefixes in the table of homes: networks that one interface leads to, by
+/// another route than a default one. A prefix of `bits` of an IPv4 address is
+/// one of 96 + `bits` of the mapped address. 0 stands where more than one leads
+/// there: without it a wider network would be found.
+pub const MAX_HOMES: u32 = 16_384;

@@ -45,8 +45,22 @@ impl Default for Timeouts {
 /// Flows that the tables are sized for by default.
 pub const DEFAULT_MAX_FLOWS: u32 = 131_072;
 
-/// Entries of the flow table that holds `flows` flows: two a flow, and room
-/// for what the LRU keeps free on each CPU, since it evicts before it is full.
+/// Flows that the tables are sized for at most.
+pub const MOST_FLOWS: u32 = 1 << 24;
+
+/// `ip_local_port_range` as the kernel starts with it, the first port in the
+/// high half and the last in the low.
+pub const LOCAL_PORTS_DEFAULT: u32 = local_ports(32_768, 60_999);
+
+/// The ports that a host gives its own connections, as
+/// [`crate::names::LOCAL_PORTS`] holds them.
+pub const fn local_ports(first: u16, last: u16) -> u32 {
+    (first as u32) << 16 | last as u32
+}
+
+/// Entries of the flow table that holds `flows` flows, at most [`MOST_FLOWS`]:
+/// two a flow, and room for what the LRU keeps free on each CPU, since it
+/// evicts before it is full.
 pub const fn flow_entries(flows: u32, cpus: u32) -> u32 {
     2 * flows + flows / 2 + 128 * cpus
 }

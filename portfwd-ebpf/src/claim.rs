@@ -1,8 +1,36 @@
 //! Which rule claims a packet.
 
-use portfwd_common::{Addr, ClaimKey, Flow, FromKey, PortEntry, RuleEntry, TargetEntry, Verdict};
+use portfwd_common::{
+    Addr, ClaimKey, Family, Flow, FromKey, PortEntry, Proto, RuleEntry, TargetEntry, Verdict,
+};
 
 use crate::{packet::Packet, tables::Tables};
+
+/// What a client dialled: by a packet, or by a call on a socket of this host.
+#[derive(Clone, Copy, Debug)]
+pub struct Dialled<'a> {
+    /// Protocol.
+    pub proto: Proto,
+    /// Family of the address.
+    pub family: Family,
+    /// Address.
+    pub addr: &'a Addr,
+    /// Port.
+    pub port: u16,
+}
+
+impl<'a> Dialled<'a> {
+    /// Where a client's packet goes.
+    #[inline(always)]
+    pub const fn by(packet: &'a Packet) -> Self {
+        Self {
+            proto: packet.proto,
+            family: packet.family,
+            addr: &packet.tuple.dst,
+            port: packet.tuple.dport,
+        }
+    }
+}
 
 /// A rule, found.
 #[derive(Clone, Copy, Debug)]
@@ -16,7 +44,13 @@ pub struct Claimed {
 /// The slot of the rule that claims the port of `addr`: one that names the
 /// address, else one that listens on every address, else [`Flow::NO_RULE`].
 #[inline(never)]
-pub fn slot<T: Tables>(tables: &T, entry: PortEntry, packet: &Packet, addr: &Addr) -> u32 {
+pub fn slot<T: Tables>(
+    tables: &T,
+    entry: PortEntry,
+    proto: Proto,
+    family: Family,
+    addr: &Addr,
+) -> u32 {
     if entry.class() == 0 {
         return Flow::NO_RULE;
     }
@@ -24,8 +58,8 @@ pub fn slot<T: Tables>(tables: &T, entry: PortEntry, packet: &Packet, addr: &Add
         addr: *addr,
         class: entry.class(),
         bank: tables.bank(),
-        proto: packet.proto as u8,
-        family: packet.family as u8,
+        proto: proto as u8,
+        family: family as u8,
         reserved: 0,
     };
     if entry.has(PortEntry::PROBE_ADDR)
@@ -40,15 +74,20 @@ pub fn slot<T: Tables>(tables: &T, entry: PortEntry, packet: &Packet, addr: &Add
     Flow::NO_RULE
 }
 
-/// The rule that claims an arriving packet, if its source is listed.
+/// The rule that claims what was dialled, if it lists the source.
 #[inline(always)]
-pub fn rule<T: Tables>(tables: &T, entry: PortEntry, packet: &Packet) -> Result<Claimed, Verdict> {
-    let slot = slot(tables, entry, packet, &packet.tuple.dst);
+pub fn rule<T: Tables>(
+    tables: &T,
+    entry: PortEntry,
+    dialled: &Dialled<'_>,
+    source: &Addr,
+) -> Result<Claimed, Verdict> {
+    let slot = slot(tables, entry, dialled.proto, dialled.family, dialled.addr);
     let rule = tables.rule(slot).ok_or(Verdict::NoRule)?;
     if rule.flags & RuleEntry::HAS_FROM != 0 {
         let key = FromKey {
             slot: slot.to_be(),
-            addr: packet.tuple.src,
+            addr: *source,
         };
         if !tables.lists(&key) {
             return Err(Verdict::NotListed);
@@ -58,13 +97,9 @@ pub fn rule<T: Tables>(tables: &T, entry: PortEntry, packet: &Packet) -> Result<
 }
 
 impl Claimed {
-    /// Where the packet goes: address and port on this host.
+    /// Where it goes.
     #[inline(always)]
-    pub fn target<T: Tables>(&self, tables: &T, packet: &Packet) -> Option<(TargetEntry, u16)> {
-        let mut target = tables.target(self.rule.targets)?;
-        if target.addr.is_unspecified() {
-            target.addr = packet.tuple.dst;
-        }
-        Some((target, self.rule.target_port(packet.tuple.dport)))
+    pub fn target<'t, T: Tables>(&self, tables: &'t T) -> Option<&'t TargetEntry> {
+        tables.target(self.rule.targets)
     }
 }

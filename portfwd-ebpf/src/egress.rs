@@ -5,39 +5,44 @@ use portfwd_common::{Addr, Family, Flow, FlowKey, PortEntry, Proto, Verdict};
 use crate::{
     claim,
     hook::{Frame, Hook, LOOPBACK_IFINDEX},
-    known::{self, Known},
+    known::{self, Progress},
     outcome::Outcome,
     packet::{self, Network, Packet},
-    ports, steer,
-    tables::{Draft, Tables},
+    place,
+    ports::{self, Named},
+    remember, steer,
+    tables::{Draft, Table, Tables},
 };
 
-/// Finds the packet in a frame and what the rules know of the port that it
-/// leaves from, or says why it cannot be ours.
-#[inline(always)]
-pub fn find<'t, H: Hook, T: Tables>(
+/// Puts the packet of a frame into the draft and finds what the rules know of its
+/// ports, or says why it cannot be ours.
+#[inline(never)]
+pub fn find<H: Hook, T: Tables>(
     hook: &mut H,
-    tables: &'t T,
-    frame: &Frame,
-) -> Result<(&'t mut Draft, PortEntry), Verdict> {
+    tables: &T,
+    draft: &mut Draft,
+) -> Result<Named, Verdict> {
+    let frame = &hook.frame();
     if frame.vlan {
         return Err(Verdict::Vlan);
     }
     let network = packet::network(hook, frame)?;
-    named(hook, tables, frame, &network)
+    named(hook, tables, draft, frame, &network)
         .map_err(|verdict| shielded(tables, frame, network.family, &network.src, verdict))
 }
 
 #[inline(always)]
-fn named<'t, H: Hook, T: Tables>(
+fn named<H: Hook, T: Tables>(
     hook: &H,
-    tables: &'t T,
+    tables: &T,
+    draft: &mut Draft,
     frame: &Frame,
     network: &Network,
-) -> Result<(&'t mut Draft, PortEntry), Verdict> {
+) -> Result<Named, Verdict> {
     let packet = packet::transport(hook, frame, network)?;
-    let entry = ports::named(tables.port(packet.proto, packet.tuple.sport))?;
-    Ok((tables.draft(&packet).ok_or(Verdict::NoRule)?, entry))
+    let named = ports::leaving(tables, &packet)?;
+    draft.packet = packet;
+    Ok(named)
 }
 
 /// The verdict on a packet that keeps its source: it must not show a loopback
@@ -62,22 +67,98 @@ fn is_leak<T: Tables>(tables: &T, frame: &Frame, family: Family, src: &Addr) -> 
     frame.ifindex != LOOPBACK_IFINDEX && src.is_loopback_of(family) && tables.guards(frame.ifindex)
 }
 
-/// Restores a reply from a port that a rule names, or remembers what this host
+/// Restores a reply from a port that a rule names, gives what this host sends
+/// to a target another source port where it must, or remembers what this host
 /// started itself.
 #[inline(always)]
 pub fn walk<H: Hook, T: Tables>(
     hook: &mut H,
     tables: &T,
-    frame: &Frame,
-    packet: &Packet,
-    entry: PortEntry,
-) -> Result<Outcome, Outcome> {
-    match answer(hook, tables, frame, packet, entry) {
-        Err(_) if is_leak(tables, frame, packet.family, &packet.tuple.src) => {
-            Err(Verdict::Guarded.into())
+    draft: &mut Draft,
+    named: Named,
+) -> Outcome {
+    if named.across() && tables.is_remote(&draft.packet.tuple.dst) {
+        let frame = hook.frame();
+        if frame.forwarded {
+            keep_clear(tables, draft);
+        } else if frame.ifindex != LOOPBACK_IFINDEX
+            && let Some(outcome) = dial(hook, tables, draft)
+        {
+            return outcome;
         }
-        result => result,
     }
+    answered(hook, tables, draft, named)
+}
+
+/// What NAT on this host has given its address on the way to a target, and no
+/// flow has: keeps the tuple from flows that come later.
+#[inline(never)]
+fn keep_clear<T: Tables>(tables: &T, draft: &mut Draft) {
+    let Draft { packet, key, .. } = draft;
+    if !tables.is_own(&packet.tuple.src) {
+        return;
+    }
+    *key = packet.tuple.reversed().key(packet.proto, FlowKey::INGRESS);
+    if known::flow(tables, key).is_none() && !known::is_foreign(tables, key) {
+        tables.put_foreign(key, tables.now());
+    }
+}
+
+/// A packet of this host to a target on another: if a masqueraded flow has its
+/// tuple already it gets another source port, and its flow stays with that.
+#[inline(never)]
+fn dial<H: Hook, T: Tables>(hook: &mut H, tables: &T, draft: &mut Draft) -> Option<Outcome> {
+    let Draft { packet, key, .. } = draft;
+    *key = packet.tuple.key(packet.proto, FlowKey::EGRESS);
+    if !has_moved(tables, draft) {
+        let Draft { packet, key, .. } = draft;
+        let opens = !matches!(packet.proto, Proto::Tcp) || packet.is_open();
+        *key = packet.tuple.reversed().key(packet.proto, FlowKey::INGRESS);
+        if !opens || known::flow(tables, key).is_none() {
+            return None;
+        }
+        place::own(draft);
+        if let Err(verdict) = remember::remember(hook, tables, draft) {
+            return Some(verdict.into());
+        }
+    }
+    hook.rewrite(&draft.packet, &draft.placement.to);
+    Some(Verdict::Moved.into())
+}
+
+/// A packet of a flow of this host that has another source port already.
+#[inline(always)]
+fn has_moved<T: Tables>(tables: &T, draft: &mut Draft) -> bool {
+    let Some(table) = known::meet(tables, draft) else {
+        return false;
+    };
+    if draft.flow.flags & Flow::REPLY != 0 {
+        return false;
+    }
+    draft.placement.to = known::rewritten(&draft.flow);
+    let proves = known::proves(draft);
+    known::advance(tables, draft, table, proves) != Progress::Lost
+}
+
+/// What keeps its own source must not show a loopback address.
+#[inline(never)]
+fn answered<H: Hook, T: Tables>(
+    hook: &mut H,
+    tables: &T,
+    draft: &mut Draft,
+    named: Named,
+) -> Outcome {
+    // Asked again, since a function has five arguments at most.
+    let frame = &hook.frame();
+    match answer(hook, tables, frame, draft, named) {
+        Err(_) if leaks(tables, frame, &draft.packet) => Verdict::Guarded.into(),
+        Ok(outcome) | Err(outcome) => outcome,
+    }
+}
+
+#[inline(always)]
+fn leaks<T: Tables>(tables: &T, frame: &Frame, packet: &Packet) -> bool {
+    is_leak(tables, frame, packet.family, &packet.tuple.src)
 }
 
 /// A reply is `Ok`; whatever keeps its own source is `Err`.
@@ -86,34 +167,54 @@ fn answer<H: Hook, T: Tables>(
     hook: &mut H,
     tables: &T,
     frame: &Frame,
-    packet: &Packet,
-    entry: PortEntry,
+    draft: &mut Draft,
+    named: Named,
 ) -> Result<Outcome, Outcome> {
+    let entry = named.entry();
+    let Draft { packet, key, .. } = draft;
     if entry.has(PortEntry::TARGET) && !frame.forwarded {
-        let key = known::reply_key(&packet.tuple.reversed(), packet.proto);
-        if let Some(known) = known::flow(tables, &key) {
-            return restore(hook, tables, &key, packet, &known);
+        *key = known::reply_key(&packet.tuple.reversed(), packet.proto, FlowKey::EGRESS);
+        if let Some(table) = known::meet(tables, draft) {
+            return restore(hook, tables, draft, table);
         }
     }
-    let slot = claim::slot(tables, entry, packet, &packet.tuple.src);
+    let Draft { packet, key, .. } = draft;
+    let slot = claim::slot(
+        tables,
+        entry,
+        packet.proto,
+        packet.family,
+        &packet.tuple.src,
+    );
     if slot == Flow::NO_RULE {
         return Err(Verdict::NoRule.into());
     }
-    let replies = packet.tuple.reversed().key(packet.proto, FlowKey::INGRESS);
-    if known::is_foreign(tables, &replies) {
+    *key = packet.tuple.reversed().key(packet.proto, FlowKey::INGRESS);
+    if known::is_foreign(tables, key) {
         return Err(Verdict::Foreign.into());
     }
-    if is_restored(tables, packet, &replies) {
-        return Err(Verdict::Restored.into());
+    if (named.across() || entry.has(PortEntry::TRACKED)) && known::flow(tables, key).is_some() {
+        return Err(on_its_way(frame).into());
     }
     if starts(tables, frame, packet) {
-        tables.put_foreign(&replies, tables.now());
+        tables.put_foreign(key, tables.now());
         return Err(Verdict::Foreign.into());
     }
     if frame.forwarded || !is_steered(tables, packet, slot) || !hook.sent_by_socket(packet) {
         return Err(Verdict::NoRule.into());
     }
     Err(Outcome::of_rule(Verdict::Connected, slot).back())
+}
+
+/// A packet of a flow that has been rewritten before: a reply of this host on
+/// another device, such as the VLAN device above this one, or what is relayed.
+#[inline(always)]
+const fn on_its_way(frame: &Frame) -> Verdict {
+    if frame.forwarded {
+        Verdict::Passing
+    } else {
+        Verdict::Restored
+    }
 }
 
 /// Does the rule reach its target without a flow?
@@ -123,13 +224,6 @@ fn is_steered<T: Tables>(tables: &T, packet: &Packet, slot: u32) -> bool {
         && tables
             .rule(slot)
             .is_some_and(|rule| steer::steers(tables, &rule))
-}
-
-/// A reply that got its source back on another device, such as the VLAN device
-/// above this one.
-#[inline(always)]
-fn is_restored<T: Tables>(tables: &T, packet: &Packet, replies: &FlowKey) -> bool {
-    matches!(packet.proto, Proto::Udp) && known::flow(tables, replies).is_some()
 }
 
 /// Does the packet belong to a flow of this host, or of NAT behind it, that a
@@ -148,15 +242,22 @@ fn starts<T: Tables>(tables: &T, frame: &Frame, packet: &Packet) -> bool {
 fn restore<H: Hook, T: Tables>(
     hook: &mut H,
     tables: &T,
-    key: &FlowKey,
-    packet: &Packet,
-    known: &Known<'_>,
+    draft: &mut Draft,
+    table: Table,
 ) -> Result<Outcome, Outcome> {
-    known::answered(tables, key, packet, known);
-    known::keep_warm(tables, key, packet, known);
-    if known.flow.flags & Flow::DIRECT != 0 && known.flow.dport == packet.tuple.dport {
+    known::answered(tables, draft, table);
+    known::watch_end(tables, draft, table);
+    known::keep_warm(tables, draft, table);
+    let Draft {
+        packet,
+        placement,
+        flow,
+        ..
+    } = draft;
+    if flow.flags & Flow::DIRECT != 0 && flow.dport == packet.tuple.dport {
         return Err(Verdict::Direct.into());
     }
-    hook.rewrite(packet, &known::rewritten(known.flow));
-    Ok(Outcome::of_rule(Verdict::Restored, known.flow.rule).back())
+    placement.to = known::rewritten(flow);
+    hook.rewrite(packet, &placement.to);
+    Ok(Outcome::of_rule(Verdict::Restored, flow.rule).back())
 }

@@ -2,7 +2,11 @@
 
 use portfwd_common::{Addr, Family};
 
-use crate::packet::{Packet, Tuple};
+use crate::{
+    packet::{Packet, Tuple},
+    remember::Reserved,
+    tables::{Draft, Tables},
+};
 
 /// `lo` has this index in every network namespace (`LOOPBACK_IFINDEX`).
 pub const LOOPBACK_IFINDEX: u32 = 1;
@@ -68,6 +72,33 @@ pub enum Steering {
     Refused,
 }
 
+/// The way to another host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Way {
+    /// The interface that it leaves by.
+    pub ifindex: u32,
+    /// The interface is the host end of a veth pair, whose other end may be
+    /// given the packet at once.
+    pub peer: bool,
+    /// `peer`: Ethernet destination and source of the frame.
+    pub link: [u32; 3],
+    /// Bytes of layer 3 that fit; 0 where that is not known.
+    pub mtu: u32,
+    /// IPv6: the next hop; unspecified where the kernel finds it.
+    pub hop: Addr,
+}
+
+/// What an interface lets pass.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Room {
+    /// It is there.
+    pub exists: bool,
+    /// The packet, or each of its segments, fits.
+    pub fits: bool,
+    /// Bytes of layer 3 that fit; 0 where the kernel does not say.
+    pub mtu: u32,
+}
+
 /// A packet on a hook. Offsets count from the first byte of the IP header.
 pub trait Hook {
     /// What the link layer says.
@@ -79,6 +110,10 @@ pub trait Hook {
     /// `N` 32-bit words at `offset` as they lie in memory (network byte
     /// order); none where they are not all there.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u32; N]>;
+
+    /// Copies the `len` bytes at `offset`, 64 at most; false where they are not
+    /// all there.
+    fn copy(&self, offset: u16, to: &mut [u8; 64], len: u32) -> bool;
 
     /// True when the destination of a packet from the network may be this host's. Without
     /// forwarding the kernel does not say, but then it delivers to nobody
@@ -98,7 +133,28 @@ pub trait Hook {
     /// Hands the packet to the listener on `addr` and `port`.
     fn steer(&self, packet: &Packet, addr: &Addr, port: u16) -> Steering;
 
+    /// What the interface lets pass, and whether the packet does.
+    fn room(&self, packet: &Packet, ifindex: u32) -> Room;
+
+    /// [`crate::remember::reserve_next`] for the packet in the draft, where a
+    /// hook can have it apart from the rest of the program.
+    fn reserve_next<T: Tables>(&self, tables: &T, draft: &mut Draft) -> Reserved;
+
     /// Gives the packet the tuple `to` and updates its checksums. Cannot fail:
     /// everything that can has been asked before.
     fn rewrite(&mut self, packet: &Packet, to: &Tuple);
+
+    /// Takes one from the TTL or hop limit.
+    fn hop(&mut self, packet: &Packet);
+
+    /// Writes the MSS, of 16 bits at `offset`, of a SYN.
+    fn set_mss(&mut self, packet: &Packet, offset: u16, from: u16, to: u16);
+
+    /// Sends the packet to another host when the program ends, with a verdict
+    /// whose action is [`portfwd_common::Action::Send`].
+    fn send(&mut self, way: &Way);
+
+    /// [`crate::relay::send`], where a hook can have it apart from the rest of
+    /// the program.
+    fn relay(&mut self, draft: &mut Draft);
 }

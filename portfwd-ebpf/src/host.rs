@@ -3,48 +3,64 @@
 //! of a BPF program; `cargo test` walks the very code that the kernel runs.
 
 mod buffer;
+mod forward;
 mod machine;
 mod memory;
 
 pub use buffer::Buffer;
+pub use forward::Forward;
 pub use machine::{Listener, Machine};
-pub use memory::{Forward, Memory, WhenFull};
+pub use memory::{Memory, WhenFull};
+
+use portfwd_common::Verdict;
 
 use crate::{
     egress,
     hook::Hook as _,
     ingress,
     outcome::{self, Outcome},
-    tables::Tables as _,
+    ports::Named,
+    tables::{Draft, Tables as _},
 };
 
 /// Walks a packet that arrives, and counts it as the program does.
 pub fn arrive(buffer: &mut Buffer<'_>, memory: &Memory) -> Outcome {
-    let frame = buffer.frame();
-    let outcome = match ingress::find(buffer, memory, &frame) {
-        Err(verdict) => verdict.into(),
-        Ok((draft, entry)) => {
-            let (Ok(outcome) | Err(outcome)) = ingress::walk(buffer, memory, draft, entry);
-            outcome::count(memory, &frame, &draft.packet, &outcome);
-            outcome
-        }
-    };
-    memory.count_verdict(outcome.verdict);
-    outcome
+    run(buffer, memory, ingress::find, ingress::walk)
+}
+
+/// Walks a packet that arrives where no client is served, and counts it as the
+/// program does.
+pub fn arrive_back(buffer: &mut Buffer<'_>, memory: &Memory) -> Outcome {
+    run(buffer, memory, ingress::find, ingress::walk_back)
 }
 
 /// Walks a packet that leaves, and counts it as the program does.
 pub fn depart(buffer: &mut Buffer<'_>, memory: &Memory) -> Outcome {
-    let frame = buffer.frame();
-    let outcome = match egress::find(buffer, memory, &frame) {
-        Err(verdict) => verdict.into(),
-        Ok((draft, entry)) => {
-            let packet = &draft.packet;
-            let (Ok(outcome) | Err(outcome)) = egress::walk(buffer, memory, &frame, packet, entry);
-            outcome::count(memory, &frame, packet, &outcome);
-            outcome
+    run(buffer, memory, egress::find, egress::walk)
+}
+
+fn run<'a>(
+    buffer: &mut Buffer<'a>,
+    memory: &Memory,
+    find: impl Fn(&mut Buffer<'a>, &Memory, &mut Draft) -> Result<Named, Verdict>,
+    walk: impl Fn(&mut Buffer<'a>, &Memory, &mut Draft, Named) -> Outcome,
+) -> Outcome {
+    let draft = memory.draft().expect("there is memory");
+    match find(buffer, memory, draft) {
+        Err(verdict) => leave(memory, verdict.into()),
+        Ok(named) => {
+            let outcome = walk(buffer, memory, draft, named);
+            finish(buffer, memory, draft, outcome)
         }
-    };
+    }
+}
+
+fn finish(buffer: &Buffer<'_>, memory: &Memory, draft: &Draft, outcome: Outcome) -> Outcome {
+    outcome::count(memory, &buffer.frame(), &draft.packet, &outcome);
+    leave(memory, outcome)
+}
+
+fn leave(memory: &Memory, outcome: Outcome) -> Outcome {
     memory.count_verdict(outcome.verdict);
     outcome
 }

@@ -1,25 +1,28 @@
 //! The walk of a packet that arrives on a device.
 
-use portfwd_common::{Addr, Family, Flow, FlowKey, PortEntry, Proto, Verdict};
+use portfwd_common::{Addr, Family, Flow, FlowKey, PortEntry, Proto, TargetEntry, Verdict};
 
 use crate::{
-    claim::{self, Claimed},
+    claim::{self, Claimed, Dialled},
     hook::{ESTABLISHED, Frame, Hook, LOOPBACK_IFINDEX},
-    known::{self, Known},
+    known::{self, Progress},
     outcome::Outcome,
-    packet::{self, Packet, Tuple},
-    place, ports, remember, steer,
+    packet::{self, Packet},
+    place::{self, Placement},
+    ports::{self, Named},
+    relay, remember, steer,
     tables::{Draft, Table, Tables},
 };
 
-/// Finds the packet in a frame and what the rules know of its port, or says why
-/// it cannot be ours.
-#[inline(always)]
-pub fn find<'t, H: Hook, T: Tables>(
+/// Puts the packet of a frame into the draft with the key of its flow, and finds
+/// what the rules know of its ports, or says why it cannot be ours.
+#[inline(never)]
+pub fn find<H: Hook, T: Tables>(
     hook: &mut H,
-    tables: &'t T,
-    frame: &Frame,
-) -> Result<(&'t mut Draft, PortEntry), Verdict> {
+    tables: &T,
+    draft: &mut Draft,
+) -> Result<Named, Verdict> {
+    let frame = &hook.frame();
     // What the link sent to all may be to a loopback address all the same.
     if !frame.for_host && !tables.guards(frame.ifindex) {
         return Err(Verdict::NotForHost);
@@ -36,11 +39,13 @@ pub fn find<'t, H: Hook, T: Tables>(
         return Err(Verdict::NotForHost);
     }
     let packet = packet::transport(hook, frame, &network)?;
-    let entry = ports::named(tables.port(packet.proto, packet.tuple.dport))?;
+    let named = ports::arriving(tables, &packet)?;
     if packet.tuple.dst.names_no_host_of(packet.family) {
         return Err(Verdict::NotForHost);
     }
-    Ok((tables.draft(&packet).ok_or(Verdict::NoRule)?, entry))
+    draft.packet = packet;
+    draft.key = packet.tuple.key(packet.proto, FlowKey::INGRESS);
+    Ok(named)
 }
 
 /// A loopback address never crosses a device: the stack drops it, and where a
@@ -56,45 +61,105 @@ fn guard<T: Tables>(tables: &T, frame: &Frame, family: Family, addr: &Addr) -> R
     Err(Verdict::NotLocal)
 }
 
-/// Forwards a packet to a port that a rule names, or leaves it alone.
+/// Forwards a packet to a port that a rule names, gives a reply of another host
+/// back, or leaves it alone.
 #[inline(always)]
 pub fn walk<H: Hook, T: Tables>(
     hook: &mut H,
     tables: &T,
     draft: &mut Draft,
-    entry: PortEntry,
-) -> Result<Outcome, Outcome> {
-    let Draft { packet, key, .. } = draft;
-    *key = packet.tuple.key(packet.proto, FlowKey::INGRESS);
-    if is_tracked(tables, entry, packet)
-        && let Some(known) = known::flow(tables, key)
-        && let Some(outcome) = go_on(hook, tables, key, packet, &known)
+    named: Named,
+) -> Outcome {
+    if is_tracked(tables, named, &draft.packet)
+        && let Some(outcome) = follow(hook, tables, draft)
     {
-        return Ok(outcome);
+        return outcome;
     }
+    begin(hook, tables, draft, named)
+}
+
+/// Gives a reply of another host back where no client is served.
+#[inline(always)]
+pub fn walk_back<H: Hook, T: Tables>(
+    hook: &mut H,
+    tables: &T,
+    draft: &mut Draft,
+    named: Named,
+) -> Outcome {
+    if named.across()
+        && let Some(table) = known::meet(tables, draft)
+        && draft.flow.flags & Flow::REPLY != 0
+        && let Some(outcome) = give_back(hook, tables, draft, table)
+    {
+        return outcome;
+    }
+    Verdict::NoRule.into()
+}
+
+/// A packet of a flow; none where there is no flow.
+#[inline(never)]
+fn follow<H: Hook, T: Tables>(hook: &mut H, tables: &T, draft: &mut Draft) -> Option<Outcome> {
+    let table = known::meet(tables, draft)?;
+    if draft.flow.flags & Flow::REPLY == 0 {
+        go_on(hook, tables, draft, table)
+    } else {
+        give_back(hook, tables, draft, table)
+    }
+}
+
+/// A packet without a flow.
+#[inline(always)]
+fn begin<H: Hook, T: Tables>(hook: &mut H, tables: &T, draft: &mut Draft, named: Named) -> Outcome {
+    match place(hook, tables, draft, named.entry()) {
+        Ok(()) => open(hook, tables, draft),
+        Err(outcome) => outcome,
+    }
+}
+
+/// Chooses what a packet without a flow becomes, unless it is done.
+#[inline(never)]
+fn place<H: Hook, T: Tables>(
+    hook: &H,
+    tables: &T,
+    draft: &mut Draft,
+    entry: PortEntry,
+) -> Result<(), Outcome> {
+    let Draft { packet, key, .. } = draft;
     if entry.class() != 0 && !packet.is_open() && known::is_foreign(tables, key) {
         return Err(Verdict::Foreign.into());
     }
-    match claim::rule(tables, entry, packet) {
-        Ok(claimed) => match claimed_by(hook, tables, packet, &claimed)? {
-            Next::Leave(outcome) => return Ok(outcome),
-            Next::Rewrite => place::place(hook, tables, draft, &claimed)?,
-        },
+    if entry.has(PortEntry::REMOTE) && tables.is_remote(&packet.tuple.dst) {
+        return Ok(place::direct(draft, 0)?);
+    }
+    match claim::rule(tables, entry, &Dialled::by(packet), &packet.tuple.src) {
+        Ok(claimed) => {
+            let target = claimed.target(tables).ok_or(Verdict::NoRule)?;
+            match claimed_by(hook, tables, draft, &claimed, target)? {
+                Next::Leave(outcome) => return Err(outcome),
+                Next::Here => place::on_this_host(hook, tables, draft, &claimed, target)?,
+                Next::There => {
+                    relay::towards(hook, draft, target)?;
+                    place::on_other_host(tables, draft, &claimed, target)?;
+                }
+            }
+        }
         Err(Verdict::NoRule | Verdict::NotListed) if is_target(tables, entry, packet) => {
             local(hook, packet).map_err(|_| Verdict::Direct)?;
-            place::direct(draft)?;
+            place::direct(draft, Flow::TWIN_LEAVES)?;
         }
         Err(verdict) => return Err(verdict.into()),
     }
-    open(hook, tables, draft)
+    Ok(())
 }
 
 /// How a packet that a rule claims goes on.
 enum Next {
     /// It is done.
     Leave(Outcome),
-    /// It gets a flow.
-    Rewrite,
+    /// It gets a flow to a socket of this host.
+    Here,
+    /// It gets a flow to another host.
+    There,
 }
 
 /// A packet without a flow that a rule claims.
@@ -102,10 +167,12 @@ enum Next {
 fn claimed_by<H: Hook, T: Tables>(
     hook: &H,
     tables: &T,
-    packet: &Packet,
+    draft: &Draft,
     claimed: &Claimed,
+    target: &TargetEntry,
 ) -> Result<Next, Verdict> {
-    let steers = steer::steers(tables, &claimed.rule);
+    let Draft { packet, key, .. } = draft;
+    let steers = target.is_local() && steer::steers(tables, &claimed.rule);
     if matches!(packet.proto, Proto::Tcp) {
         let slot = if steers { claimed.slot } else { Flow::NO_RULE };
         if let Some(outcome) = steer::connected(hook, packet, slot) {
@@ -113,20 +180,39 @@ fn claimed_by<H: Hook, T: Tables>(
         }
     }
     if place::is_own_exchange(hook, packet) {
-        tables.put_foreign(
-            &packet.tuple.key(packet.proto, FlowKey::INGRESS),
-            tables.now(),
-        );
+        tables.put_foreign(key, tables.now());
         return Err(Verdict::Foreign);
+    }
+    if !target.is_local() {
+        return elsewhere(tables, packet);
     }
     local(hook, packet)?;
     if matches!(packet.proto, Proto::Tcp)
         && steers
-        && let Some(outcome) = steer::steer(hook, tables, packet, claimed)?
+        && let Some(outcome) = steer::steer(hook, packet, claimed, target)?
     {
         return Ok(Next::Leave(outcome));
     }
-    Ok(Next::Rewrite)
+    Ok(Next::Here)
+}
+
+/// A packet to another host comes from the network: for the programs of this
+/// one the connect hooks dial the target itself, since its replies to what they
+/// sent over `lo` would seem to come from this host and be dropped.
+#[inline(always)]
+fn elsewhere<T: Tables>(tables: &T, packet: &Packet) -> Result<Next, Verdict> {
+    if packet.on_loopback() {
+        return Err(Verdict::Unhooked);
+    }
+    // The kernel says whose an address is only where it forwards.
+    if !tables.is_own(&packet.tuple.dst) {
+        return Err(Verdict::NotLocal);
+    }
+    let src = &packet.tuple.src;
+    if src.names_no_host_of(packet.family) || tables.is_own(src) {
+        return Err(Verdict::Martian);
+    }
+    Ok(Next::There)
 }
 
 /// Is the packet's destination this host's?
@@ -140,30 +226,34 @@ fn local<H: Hook>(hook: &H, packet: &Packet) -> Result<(), Verdict> {
 }
 
 /// The first packet of a flow.
-#[inline(always)]
-fn open<H: Hook, T: Tables>(
-    hook: &mut H,
-    tables: &T,
-    draft: &mut Draft,
-) -> Result<Outcome, Outcome> {
+#[inline(never)]
+fn open<H: Hook, T: Tables>(hook: &mut H, tables: &T, draft: &mut Draft) -> Outcome {
     let is_new = match remember::remember(hook, tables, draft) {
+        Ok(is_new) => is_new,
         // No rule claims it: nothing to keep its tuple is no reason to drop it.
         Err(Verdict::TableFull) if draft.placement.flags & Flow::DIRECT != 0 => {
-            return Err(Verdict::Direct.into());
+            return Verdict::Direct.into();
         }
-        result => result?,
+        Err(verdict) => return verdict.into(),
     };
+    // UDP opens with its first packet, TCP with the handshake's end.
+    let opens = is_new && matches!(draft.packet.proto, Proto::Udp);
+    let Placement { slot, target, .. } = draft.placement;
+    go(hook, draft, slot, target).opening(opens && slot != Flow::NO_RULE)
+}
+
+/// Sends a packet of a flow on its way, which its placement says; to another
+/// host the way is chosen.
+#[inline(always)]
+fn go<H: Hook>(hook: &mut H, draft: &mut Draft, slot: u32, target: u32) -> Outcome {
+    if target != Flow::NO_TARGET {
+        hook.relay(draft);
+        return Outcome::of_rule(Verdict::Forwarded, slot);
+    }
     let Draft {
         packet, placement, ..
     } = draft;
-    // UDP opens with its first packet, TCP with the handshake's end.
-    let opens = is_new && matches!(packet.proto, Proto::Udp);
-    Ok(go(hook, packet, &placement.to, placement.slot, opens))
-}
-
-/// Sends a packet of a flow on its way.
-#[inline(always)]
-fn go<H: Hook>(hook: &mut H, packet: &Packet, to: &Tuple, slot: u32, opens: bool) -> Outcome {
+    let to = &placement.to;
     let verdict = match (slot, to.sport == packet.tuple.sport) {
         (Flow::NO_RULE, true) => Verdict::Direct,
         (Flow::NO_RULE, false) => Verdict::Moved,
@@ -172,49 +262,108 @@ fn go<H: Hook>(hook: &mut H, packet: &Packet, to: &Tuple, slot: u32, opens: bool
     if *to != packet.tuple {
         hook.rewrite(packet, to);
     }
-    Outcome::of_rule(verdict, slot).opening(opens && slot != Flow::NO_RULE)
+    Outcome::of_rule(verdict, slot)
 }
 
-/// May packets to the port have a flow?
+/// May packets with these ports have a flow?
 #[inline(always)]
-fn is_tracked<T: Tables>(tables: &T, entry: PortEntry, packet: &Packet) -> bool {
-    let tracked = entry.0 & (PortEntry::TRACKED | PortEntry::TARGET) != 0;
-    tracked && (matches!(packet.proto, Proto::Udp) || tables.tracks_tcp())
+fn is_tracked<T: Tables>(tables: &T, named: Named, packet: &Packet) -> bool {
+    const TRACKED: u32 = PortEntry::TRACKED | PortEntry::REMOTE;
+    let entry = named.entry();
+    named.across() || entry.0 & TRACKED != 0 || is_target(tables, entry, packet)
 }
 
-/// Is the port the target of a rule that rewrites?
+/// Is the port the target, on this host, of a rule that rewrites?
 #[inline(always)]
 fn is_target<T: Tables>(tables: &T, entry: PortEntry, packet: &Packet) -> bool {
-    entry.has(PortEntry::TARGET) && is_tracked(tables, entry, packet)
+    entry.has(PortEntry::TARGET) && (matches!(packet.proto, Proto::Udp) || tables.tracks_tcp())
 }
 
 /// The next packet of a flow; none when the flow turns out to have lost its
-/// tuple to another one.
+/// tuple to another one. What cannot be sent on changes no flow.
 #[inline(always)]
 fn go_on<H: Hook, T: Tables>(
     hook: &mut H,
     tables: &T,
-    key: &FlowKey,
-    packet: &Packet,
-    known: &Known<'_>,
+    draft: &mut Draft,
+    table: Table,
 ) -> Option<Outcome> {
-    let proves = known::proves(packet, known.flow) || is_established(hook, packet, known);
-    let proved = proves && known::proved(tables, key, packet, known);
-    if !proved && !known::keep_warm(tables, key, packet, known) {
+    draft.placement.to = known::rewritten(&draft.flow);
+    let Flow { rule, target, .. } = draft.flow;
+    if target != Flow::NO_TARGET
+        && let Err(verdict) = towards(hook, tables, draft, target)
+    {
+        return Some(verdict.into());
+    }
+    let proves = known::proves(draft) || is_established(hook, draft, table);
+    let opens = match known::advance(tables, draft, table, proves) {
+        Progress::Lost => return None,
+        Progress::On => false,
+        Progress::Proved => matches!(draft.packet.proto, Proto::Tcp) && rule != Flow::NO_RULE,
+    };
+    Some(go(hook, draft, rule, target).opening(opens))
+}
+
+#[inline(always)]
+fn towards<H: Hook, T: Tables>(
+    hook: &H,
+    tables: &T,
+    draft: &mut Draft,
+    target: u32,
+) -> Result<(), Verdict> {
+    let target = tables.target(target).ok_or(Verdict::NoRoute)?;
+    relay::towards(hook, draft, target)
+}
+
+/// A reply of another host.
+#[inline(always)]
+fn give_back<H: Hook, T: Tables>(
+    hook: &mut H,
+    tables: &T,
+    draft: &mut Draft,
+    table: Table,
+) -> Option<Outcome> {
+    draft.placement.to = known::rewritten(&draft.flow);
+    let Flow { rule, ifindex, .. } = draft.flow;
+    if ifindex != 0
+        && let Err(verdict) = relay::back(hook, tables, draft, ifindex)
+    {
+        return Some(verdict.into());
+    }
+    known::answered(tables, draft, table);
+    known::watch_end(tables, draft, table);
+    if !known::keep_warm(tables, draft, table) {
         return None;
     }
-    let to = known::rewritten(known.flow);
-    let opens = proved && matches!(packet.proto, Proto::Tcp);
-    Some(go(hook, packet, &to, known.flow.rule, opens))
+    if ifindex != 0 {
+        hook.relay(draft);
+        return Some(Outcome::of_rule(Verdict::Returned, rule).back());
+    }
+    // The stack routes it to the client, or has it itself.
+    let Draft {
+        packet, placement, ..
+    } = draft;
+    if placement.to == packet.tuple {
+        return Some(Verdict::Direct.into());
+    }
+    hook.rewrite(packet, &placement.to);
+    Some(Outcome::of_rule(Verdict::Restored, rule).back())
 }
 
 /// TCP whose SYN-ACK nobody remembers: the table lost the flow during the
 /// handshake, and a SYN cookie completed it.
 #[inline(always)]
-fn is_established<H: Hook>(hook: &H, packet: &Packet, known: &Known<'_>) -> bool {
+fn is_established<H: Hook>(hook: &H, draft: &Draft, table: Table) -> bool {
+    let Draft {
+        packet,
+        placement,
+        flow,
+        ..
+    } = draft;
     matches!(packet.proto, Proto::Tcp)
-        && matches!(known.table, Table::New)
-        && known.flow.flags & Flow::ANSWERED == 0
+        && matches!(table, Table::New)
+        && flow.flags & Flow::ANSWERED == 0
+        && flow.target == Flow::NO_TARGET
         && packet.is_ack()
-        && hook.tcp_socket(packet.family, &known::rewritten(known.flow)) == ESTABLISHED
+        && hook.tcp_socket(packet.family, &placement.to) == ESTABLISHED
 }

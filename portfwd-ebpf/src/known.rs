@@ -1,10 +1,10 @@
 //! What is remembered of a packet's tuple.
 
-use portfwd_common::{Flow, FlowKey, Proto};
+use portfwd_common::{Addr, Flow, FlowKey, Proto};
 
 use crate::{
-    packet::{Packet, Tuple},
-    tables::{NotInserted, Table, Tables},
+    packet::{FIN, Packet, RST, Tuple},
+    tables::{Draft, Life, NotInserted, Table, Tables},
 };
 
 /// A flow entry and where it was found.
@@ -26,11 +26,28 @@ pub fn flow<'t, T: Tables>(tables: &'t T, key: &FlowKey) -> Option<Known<'t>> {
             table: Table::Flows,
         });
     }
-    let flow = live(tables, Table::New, key)?;
+    if let Some(flow) = live(tables, Table::New, key) {
+        return Some(Known {
+            flow,
+            table: Table::New,
+        });
+    }
+    // Another CPU may have promoted it in between.
+    let flow = live(tables, Table::Flows, key)?;
     Some(Known {
         flow,
-        table: Table::New,
+        table: Table::Flows,
     })
+}
+
+/// Puts the live entry for the draft's key into the draft, and says where it
+/// is. A copy: the memory of an entry that is removed may be another flow's at
+/// once.
+#[inline(always)]
+pub fn meet<T: Tables>(tables: &T, draft: &mut Draft) -> Option<Table> {
+    let Known { flow, table } = flow(tables, &draft.key)?;
+    draft.flow = *flow;
+    Some(table)
 }
 
 #[inline(always)]
@@ -38,13 +55,41 @@ fn live<'t, T: Tables>(tables: &'t T, table: Table, key: &FlowKey) -> Option<&'t
     let flow = tables.flow(table, key)?;
     // Another CPU may have seen a later second.
     let age = tables.now().saturating_sub(flow.seen);
-    let lifetime = tables.lifetime(key.proto, flow.flags & Flow::PROVEN != 0);
+    let lifetime = tables.lifetime(key.proto, life(flow.flags));
     if age > lifetime || is_outlived(tables, key, flow) {
         // Not left behind: an entry in one table would hide one in the other.
         tables.remove(table, key);
         return None;
     }
     Some(flow)
+}
+
+#[inline(always)]
+const fn life(flags: u16) -> Life {
+    if flags & Flow::PROVEN == 0 || has_ended(flags) {
+        Life::Transitory
+    } else {
+        Life::Proven
+    }
+}
+
+#[inline(always)]
+const fn has_ended(flags: u16) -> bool {
+    const BOTH: u16 = Flow::FIN_CLIENT | Flow::FIN_TARGET;
+    flags & BOTH == BOTH || flags & Flow::RESET != 0
+}
+
+/// True for a TCP flow that ended so many seconds ago.
+#[inline(always)]
+pub fn is_closed<T: Tables>(tables: &T, flow: &Flow, seconds: u32) -> bool {
+    has_ended(flow.flags) && tables.now().saturating_sub(flow.seen) >= seconds
+}
+
+/// Removes both entries of a flow of `proto`, of which one was found for `key`.
+#[inline(never)]
+pub fn forget<T: Tables>(tables: &T, proto: Proto, key: &FlowKey, known: &Known<'_>) -> bool {
+    let twin = twin_key(known.flow, proto);
+    tables.remove(known.table, &twin) | tables.remove(known.table, key)
 }
 
 #[inline(always)]
@@ -69,61 +114,115 @@ pub const fn rewritten(flow: &Flow) -> Tuple {
     }
 }
 
-/// The key of replies to `tuple` as they leave this host. A UDP socket that is
-/// not connected may answer from any of its addresses, so none is asked for.
+/// The key of replies to `tuple` where they are met: as they leave this host,
+/// or as they arrive from another. A UDP socket that is not connected may
+/// answer from any of its host's addresses, so none is asked for.
 #[inline(always)]
-pub const fn reply_key(tuple: &Tuple, proto: Proto) -> FlowKey {
-    let mut key = tuple.reversed().key(proto, FlowKey::EGRESS);
-    if matches!(proto, Proto::Udp) {
-        key.src = portfwd_common::Addr::UNSPECIFIED;
+pub const fn reply_key(tuple: &Tuple, proto: Proto, side: u8) -> FlowKey {
+    let mut key = tuple.reversed().key(proto, side);
+    if matches!(proto, Proto::Udp) && side == FlowKey::EGRESS {
+        key.src = Addr::UNSPECIFIED;
     }
     key
+}
+
+/// Where the packets of the other direction are met.
+#[inline(always)]
+pub const fn twin_side(flags: u16) -> u8 {
+    if flags & Flow::TWIN_LEAVES != 0 {
+        FlowKey::EGRESS
+    } else {
+        FlowKey::INGRESS
+    }
 }
 
 /// The key of the other entry of a flow.
 #[inline(always)]
 fn twin_key(flow: &Flow, proto: Proto) -> FlowKey {
     let tuple = rewritten(flow);
+    let side = twin_side(flow.flags);
     if flow.flags & Flow::REPLY == 0 {
-        reply_key(&tuple, proto)
+        reply_key(&tuple, proto, side)
     } else {
-        tuple.reversed().key(proto, FlowKey::INGRESS)
+        tuple.reversed().key(proto, side)
     }
 }
 
-/// Keeps a flow alive, both entries, at most once a second. False when the
-/// other entry is another flow's by now; then this one is gone.
+/// The flags of the other entry, of one whose packets are met on `side`.
 #[inline(always)]
-pub fn keep_warm<T: Tables>(tables: &T, key: &FlowKey, packet: &Packet, known: &Known<'_>) -> bool {
+pub const fn twin_flags(flags: u16, side: u8) -> u16 {
+    let shared = (flags ^ Flow::REPLY) & !Flow::TWIN_LEAVES;
+    if side == FlowKey::EGRESS {
+        shared | Flow::TWIN_LEAVES
+    } else {
+        shared
+    }
+}
+
+/// Keeps the flow that a packet has met alive, both entries, at most once a
+/// second, and at once when the client comes in by another interface. False
+/// when the other entry is another flow's by now; then this one is gone.
+#[inline(always)]
+pub fn keep_warm<T: Tables>(tables: &T, draft: &mut Draft, table: Table) -> bool {
     let now = tables.now();
-    if known.flow.seen == now {
+    let Draft {
+        packet, key, flow, ..
+    } = draft;
+    let ifindex = client_ifindex(tables, packet, flow);
+    if flow.seen == now && flow.ifindex == ifindex {
         return true;
     }
-    tables.touch(known.table, key, now);
-    if touch_twin(tables, packet, known, now) {
+    flow.seen = now;
+    flow.ifindex = ifindex;
+    tables.touch(table, key, now, ifindex);
+    if touch_twin(tables, draft, table) {
         return true;
     }
-    tables.remove(known.table, key);
+    tables.remove(table, &draft.key);
     false
+}
+
+/// The interface that the client is behind; it stays where the stack has the
+/// replies.
+#[inline(always)]
+fn client_ifindex<T: Tables>(tables: &T, packet: &Packet, flow: &Flow) -> u32 {
+    let stays = flow.ifindex == 0 || flow.flags & Flow::REPLY != 0;
+    if stays || flow.ifindex == packet.ifindex {
+        return flow.ifindex;
+    }
+    home(tables, packet)
+}
+
+/// The interface that a client is answered by: the one that leads to its
+/// network, so that an address that is borrowed gets no answer; where only
+/// default routes do, the one that the packet came in by.
+#[inline(always)]
+pub fn home<T: Tables>(tables: &T, packet: &Packet) -> u32 {
+    match tables.home(&packet.tuple.src) {
+        0 => packet.ifindex,
+        home => home,
+    }
 }
 
 /// Touches the other entry, and puts it back if the LRU took it: a flow is two
 /// entries or none. False when another flow has its key.
 #[inline(never)]
-fn touch_twin<T: Tables>(tables: &T, packet: &Packet, known: &Known<'_>, now: u32) -> bool {
-    let key = twin_key(known.flow, packet.proto);
-    if let Some(twin) = tables.flow(known.table, &key) {
-        let ours = answers(packet, known.flow, twin);
+fn touch_twin<T: Tables>(tables: &T, draft: &Draft, table: Table) -> bool {
+    let Draft { packet, flow, .. } = draft;
+    let key = twin_key(flow, packet.proto);
+    if let Some(twin) = tables.flow(table, &key) {
+        let ours = answers(packet, flow, twin);
         if ours {
-            tables.touch(known.table, &key, now);
+            tables.touch(table, &key, flow.seen, flow.ifindex);
         }
         return ours;
     }
-    if tables.flow(known.table.other(), &key).is_some() {
-        return false;
+    if let Some(twin) = tables.flow(table.other(), &key) {
+        // Another flow's, unless another CPU has just promoted both.
+        return answers(packet, flow, twin);
     }
-    let twin = twin_of(packet, known.flow, now);
-    tables.insert(known.table, &key, &twin) != Err(NotInserted::Exists)
+    let twin = twin_of(packet, flow, draft.key.side);
+    tables.insert(table, &key, &twin) != Err(NotInserted::Exists)
 }
 
 /// Is `twin` the other entry of `flow`, whose packet this is? A UDP reply may
@@ -137,49 +236,48 @@ fn answers(packet: &Packet, flow: &Flow, twin: &Flow) -> bool {
     to == packet.tuple
 }
 
-/// The other entry of the flow whose entry a packet has met.
+/// The other entry of the flow whose entry a packet has met on `side`.
 #[inline(always)]
-fn twin_of(packet: &Packet, flow: &Flow, now: u32) -> Flow {
+fn twin_of(packet: &Packet, flow: &Flow, side: u8) -> Flow {
     let tuple = packet.tuple.reversed();
     Flow {
         src: tuple.src,
         dst: tuple.dst,
         sport: tuple.sport,
         dport: tuple.dport,
-        seen: now,
-        ifindex: 0,
-        flags: flow.flags ^ Flow::REPLY,
+        flags: twin_flags(flow.flags, side),
         ..*flow
     }
 }
 
-/// The client's entry of the flow that `reply` is of, whose packets become
-/// `to`.
+/// The client's entry, met on `side`, of the flow that `reply` is of, whose
+/// packets become `to`.
 #[inline(always)]
-pub const fn forward_of(reply: &Flow, to: &Tuple) -> Flow {
+pub const fn forward_of(reply: &Flow, to: &Tuple, reply_side: u8) -> Flow {
     Flow {
         src: to.src,
         dst: to.dst,
         sport: to.sport,
         dport: to.dport,
-        ifindex: 0,
-        flags: reply.flags & !Flow::REPLY,
+        flags: twin_flags(reply.flags, reply_side),
         ..*reply
     }
 }
 
 /// Moves a flow to the table of those that are proved. True when it did.
 #[inline(never)]
-fn promote<T: Tables>(tables: &T, key: &FlowKey, packet: &Packet, known: &Known<'_>) -> bool {
-    let now = tables.now();
-    let mut forward = *known.flow;
-    forward.flags = forward.flags & !Flow::ANSWERED | Flow::PROVEN;
-    forward.seen = now;
-    let twin = twin_key(&forward, packet.proto);
-    if !tables.put(Table::Flows, &twin, &twin_of(packet, &forward, now)) {
+fn promote<T: Tables>(tables: &T, draft: &mut Draft) -> bool {
+    let Draft {
+        packet, key, flow, ..
+    } = draft;
+    flow.flags = flow.flags & !Flow::ANSWERED | Flow::PROVEN;
+    flow.seen = tables.now();
+    flow.ifindex = client_ifindex(tables, packet, flow);
+    let twin = twin_key(flow, packet.proto);
+    if !tables.put(Table::Flows, &twin, &twin_of(packet, flow, key.side)) {
         return false;
     }
-    if !tables.put(Table::Flows, key, &forward) {
+    if !tables.put(Table::Flows, key, flow) {
         tables.remove(Table::Flows, &twin);
         return false;
     }
@@ -188,9 +286,47 @@ fn promote<T: Tables>(tables: &T, key: &FlowKey, packet: &Packet, known: &Known<
     tables.remove(Table::New, key)
 }
 
+/// What a client's packet made of its flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Progress {
+    /// The flow had lost its tuple to another one, and is gone.
+    Lost,
+    /// It goes on.
+    On,
+    /// It proves that the client receives.
+    Proved,
+}
+
+/// Takes the flow that a client's packet has met one packet further. Where the
+/// packet proves that the client receives, the flow lives from now on where a
+/// flood cannot reach it.
+#[inline(always)]
+pub fn advance<T: Tables>(tables: &T, draft: &mut Draft, table: Table, proves: bool) -> Progress {
+    if proves && matches!(table, Table::New) && promote(tables, draft) {
+        watch_end(tables, draft, Table::Flows);
+        return Progress::Proved;
+    }
+    if !keep_warm(tables, draft, table) {
+        return Progress::Lost;
+    }
+    let again = proves && matches!(table, Table::Flows);
+    if again {
+        // Of the next handshake from the same port.
+        let flags = draft.flow.flags & !Flow::ANSWERED;
+        mark(tables, draft, table, flags);
+    }
+    watch_end(tables, draft, table);
+    if again {
+        Progress::Proved
+    } else {
+        Progress::On
+    }
+}
+
 /// True when a client's packet proves that the client receives.
 #[inline(always)]
-pub const fn proves(packet: &Packet, flow: &Flow) -> bool {
+pub const fn proves(draft: &Draft) -> bool {
+    let Draft { packet, flow, .. } = draft;
     if flow.flags & Flow::ANSWERED == 0 {
         return false;
     }
@@ -204,33 +340,59 @@ pub const fn proves(packet: &Packet, flow: &Flow) -> bool {
 /// each SYN-ACK of a new handshake, since a client may come again from the same
 /// port while its flow lives.
 #[inline(always)]
-pub fn answered<T: Tables>(tables: &T, key: &FlowKey, packet: &Packet, known: &Known<'_>) {
-    let flow = known.flow;
+pub fn answered<T: Tables>(tables: &T, draft: &mut Draft, table: Table) {
+    let Draft { packet, flow, .. } = draft;
     let is_news = match packet.proto {
         Proto::Tcp => packet.is_syn_ack() && flow.isn != packet.seq,
         Proto::Udp | Proto::Sctp => flow.flags & (Flow::ANSWERED | Flow::PROVEN) == 0,
     };
-    if !is_news {
-        return;
+    if is_news {
+        flow.isn = packet.seq;
+        let flags = flow.flags | Flow::ANSWERED;
+        mark(tables, draft, table, flags);
     }
-    let flags = flow.flags | Flow::ANSWERED;
-    let twin = twin_key(flow, packet.proto);
-    tables.mark(known.table, key, flags, packet.seq);
-    tables.mark(known.table, &twin, flags ^ Flow::REPLY, packet.seq);
 }
 
-/// The client has proved that it receives: from now on the flow lives where a
-/// flood cannot reach it, and the handshake is counted. True when it was.
+/// Remembers how far a TCP connection is on its way to its end, in both
+/// entries: a closed one is forgotten like one that never was established. A
+/// reset may be forged: what comes after it takes it back (RFC 7857,
+/// section 2.1). A SYN begins anew.
 #[inline(always)]
-pub fn proved<T: Tables>(tables: &T, key: &FlowKey, packet: &Packet, known: &Known<'_>) -> bool {
-    match known.table {
-        Table::New => promote(tables, key, packet, known),
-        Table::Flows => {
-            let flow = known.flow;
-            tables.mark(known.table, key, flow.flags & !Flow::ANSWERED, flow.isn);
-            true
-        }
+pub fn watch_end<T: Tables>(tables: &T, draft: &mut Draft, table: Table) {
+    let flags = ending(&draft.packet, draft.flow.flags);
+    if flags != draft.flow.flags {
+        mark(tables, draft, table, flags);
     }
+}
+
+#[inline(always)]
+const fn ending(packet: &Packet, flags: u16) -> u16 {
+    let fin = if flags & Flow::REPLY == 0 {
+        Flow::FIN_CLIENT
+    } else {
+        Flow::FIN_TARGET
+    };
+    if packet.flags & RST != 0 {
+        flags | Flow::RESET
+    } else if packet.is_open() {
+        flags & !(Flow::FIN_CLIENT | Flow::FIN_TARGET | Flow::RESET)
+    } else if packet.flags & FIN != 0 {
+        flags & !Flow::RESET | fin
+    } else {
+        flags & !Flow::RESET
+    }
+}
+
+/// Writes flags, and the server's sequence number, into both entries.
+#[inline(never)]
+fn mark<T: Tables>(tables: &T, draft: &mut Draft, table: Table, flags: u16) {
+    let Draft {
+        packet, key, flow, ..
+    } = draft;
+    flow.flags = flags;
+    let twin = twin_key(flow, packet.proto);
+    tables.mark(table, key, flags, flow.isn);
+    tables.mark(table, &twin, twin_flags(flags, key.side), flow.isn);
 }
 
 /// True when the tuple is of a flow that this host, or NAT behind it, started
@@ -241,7 +403,7 @@ pub fn is_foreign<T: Tables>(tables: &T, key: &FlowKey) -> bool {
         return false;
     };
     let now = tables.now();
-    if now.saturating_sub(seen) > tables.lifetime(key.proto, true) {
+    if now.saturating_sub(seen) > tables.lifetime(key.proto, Life::Proven) {
         return false;
     }
     if seen != now {

@@ -9,15 +9,23 @@
 //! 5. [`steer`] hands TCP to the target's listener, or [`place`] chooses what
 //!    the packet becomes,
 //! 6. [`remember`] makes the flow, and only then
-//! 7. [`hook::Hook::rewrite`] touches the packet.
+//! 7. [`hook::Hook::rewrite`] touches the packet, or [`relay`] does and sends it
+//!    on to another host.
+//!
+//! [`dial`] sends programs of this host to other hosts: no packet of theirs ever
+//! goes to a rule.
 //!
 //! [`ingress`] and [`egress`] are the walks, [`outcome`] is their one exit.
 //! What differs between TC and a byte buffer on the host stands behind
 //! [`hook::Hook`], the maps behind [`tables::Tables`].
 
 #![cfg_attr(target_arch = "bpf", no_std)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+#[cfg(feature = "bpf")]
+pub mod cgroup;
 pub mod claim;
+pub mod dial;
 pub mod egress;
 pub mod hook;
 #[cfg(not(target_arch = "bpf"))]
@@ -26,10 +34,12 @@ pub mod ingress;
 pub mod known;
 #[cfg(feature = "bpf")]
 pub mod maps;
+pub mod mss;
 pub mod outcome;
 pub mod packet;
 pub mod place;
 pub mod ports;
+pub mod relay;
 pub mod remember;
 pub mod steer;
 pub mod tables;

@@ -8,18 +8,16 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use portfwd_common::{
-    Addr, ClaimKey, Flow, FlowKey, Forwarder, FromKey, PortEntry, Proto, RuleCounters, RuleEntry,
-    TargetEntry, Timeouts, Verdict,
+    Addr, ClaimKey, Flow, FlowKey, Forwarder, FromKey, Peer, PeerKey, PortEntry, Proto,
+    RuleCounters, RuleEntry, TargetEntry, Timeouts, Verdict,
     flow::Foreign,
+    peer::MAX_PEERS,
     port::{PORT_TABLE_LEN, port_index},
-    rule::{MAX_CLAIMS, MAX_FROM, MAX_RULES, MAX_TARGETS},
-    settings::DEFAULT_MAX_FLOWS,
+    rule::{HopKey, MAX_CLAIMS, MAX_FROM, MAX_HOMES, MAX_NEXT_HOPS, MAX_RULES, MAX_TARGETS},
+    settings::{DEFAULT_MAX_FLOWS, LOCAL_PORTS_DEFAULT},
 };
 
-use crate::{
-    packet::Packet,
-    tables::{Count, Draft, NotInserted, Table, Tables},
-};
+use crate::tables::{Count, Draft, Life, NotInserted, Table, Tables};
 
 const EEXIST: i32 = -17;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -38,7 +36,13 @@ static TARGETS: Array<TargetEntry, { MAX_TARGETS as usize }> = Array::new();
 #[btf_map]
 static FROM: LpmTrie<FromKey, u32, { MAX_FROM as usize }> = LpmTrie::new();
 #[btf_map]
+static NEXT_HOPS: LpmTrie<HopKey, Addr, { MAX_NEXT_HOPS as usize }> = LpmTrie::new();
+#[btf_map]
+static HOMES: LpmTrie<Addr, u32, { MAX_HOMES as usize }> = LpmTrie::new();
+#[btf_map]
 static LOCALS: HashMap<Addr, u32, 16_384, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+static REMOTES: HashMap<Addr, u32, { MAX_TARGETS as usize }, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static GUARDED: HashMap<u32, u32, 4_096, NO_PREALLOC> = HashMap::new();
 #[btf_map]
@@ -53,6 +57,10 @@ static FOREIGN: LruHashMap<FlowKey, Foreign, FLOW_ENTRIES> = LruHashMap::new();
 static RULE_COUNTERS: PerCpuArray<RuleCounters, { MAX_RULES as usize }> = PerCpuArray::new();
 #[btf_map]
 static VERDICTS: PerCpuArray<u64, { Verdict::COUNT as usize }> = PerCpuArray::new();
+#[btf_map]
+static DIALLED: LruHashMap<PeerKey, Peer, { MAX_PEERS as usize }> = LruHashMap::new();
+#[btf_map]
+static HOOK_VERDICTS: PerCpuArray<u64, { Verdict::COUNT as usize }> = PerCpuArray::new();
 
 #[btf_map]
 static DRAFT: PerCpuArray<Draft, 1> = PerCpuArray::new();
@@ -64,6 +72,12 @@ static STEER_ALL: Global<u8> = Global::new(1);
 #[unsafe(no_mangle)]
 static COARSE_CLOCK: Global<u8> = Global::new(1);
 #[unsafe(no_mangle)]
+static CHECK_MTU: Global<u8> = Global::new(1);
+#[unsafe(no_mangle)]
+static LOCAL_PORTS: Global<u32> = Global::new(LOCAL_PORTS_DEFAULT);
+#[unsafe(no_mangle)]
+static NETNS_COOKIE: Global<u64> = Global::new(0);
+#[unsafe(no_mangle)]
 static TCP_HALF_OPEN: Global<u32> = Global::new(Timeouts::DEFAULT.tcp_half_open);
 #[unsafe(no_mangle)]
 static TCP_ESTABLISHED: Global<u32> = Global::new(Timeouts::DEFAULT.tcp_established);
@@ -71,6 +85,22 @@ static TCP_ESTABLISHED: Global<u32> = Global::new(Timeouts::DEFAULT.tcp_establis
 static UDP_ONE_WAY: Global<u32> = Global::new(Timeouts::DEFAULT.udp_one_way);
 #[unsafe(no_mangle)]
 static UDP_TWO_WAY: Global<u32> = Global::new(Timeouts::DEFAULT.udp_two_way);
+
+/// True when the kernel has `bpf_check_mtu`.
+#[inline(always)]
+pub fn checks_mtu() -> bool {
+    CHECK_MTU.load() != 0
+}
+
+/// The draft of the packet that is being walked.
+#[inline(always)]
+pub fn draft() -> Option<&'static mut Draft> {
+    // SAFETY: this CPU's value, and nothing on the CPU comes in between. A
+    // program asks once; a part of it that is verified by itself asks while its
+    // caller lends it its own reference. Each field is plain numbers and
+    // written before it is read.
+    DRAFT.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
+}
 
 /// The kernel's maps, with the bank of rules that the packet walks by.
 pub struct Maps {
@@ -84,6 +114,12 @@ impl Maps {
         Self {
             bank: FORWARDER.get(0).map_or(0, |forwarder| forwarder.bank),
         }
+    }
+
+    /// Cookie of the network namespace that is forwarded in.
+    #[inline(always)]
+    pub fn netns_cookie() -> u64 {
+        NETNS_COOKIE.load()
     }
 }
 
@@ -111,13 +147,19 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn lifetime(&self, proto: u8, proven: bool) -> u32 {
-        match (proto == Proto::Tcp.number(), proven) {
-            (true, false) => TCP_HALF_OPEN.load(),
-            (true, true) => TCP_ESTABLISHED.load(),
-            (false, false) => UDP_ONE_WAY.load(),
-            (false, true) => UDP_TWO_WAY.load(),
+    fn lifetime(&self, proto: u8, life: Life) -> u32 {
+        match (proto == Proto::Tcp.number(), life) {
+            (true, Life::Transitory) => TCP_HALF_OPEN.load(),
+            (true, Life::Proven) => TCP_ESTABLISHED.load(),
+            (false, Life::Transitory) => UDP_ONE_WAY.load(),
+            (false, Life::Proven) => UDP_TWO_WAY.load(),
         }
+    }
+
+    #[inline(always)]
+    fn local_ports(&self) -> (u16, u16) {
+        let ports = LOCAL_PORTS.load();
+        ((ports >> 16) as u16, ports as u16)
     }
 
     #[inline(always)]
@@ -156,8 +198,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn target(&self, index: u32) -> Option<TargetEntry> {
-        TARGETS.get(index).copied()
+    fn target(&self, index: u32) -> Option<&TargetEntry> {
+        TARGETS.get(index)
     }
 
     #[inline(never)]
@@ -170,6 +212,37 @@ impl Tables for Maps {
     fn is_own(&self, addr: &Addr) -> bool {
         // SAFETY: only whether it is there.
         unsafe { LOCALS.get(addr) }.is_some()
+    }
+
+    #[inline(always)]
+    fn is_remote(&self, addr: &Addr) -> bool {
+        // SAFETY: only whether it is there.
+        unsafe { REMOTES.get(addr) }.is_some()
+    }
+
+    #[inline(never)]
+    fn next_hop(&self, ifindex: u32, addr: &Addr, hop: &mut Addr) -> bool {
+        let key = HopKey {
+            ifindex: ifindex.to_be(),
+            addr: *addr,
+        };
+        let bits = HopKey::prefix_len(128);
+        let Some(found) = NEXT_HOPS.get(&lpm_trie::Key::new(bits, key)) else {
+            return false;
+        };
+        *hop = if found.is_unspecified() {
+            *addr
+        } else {
+            *found
+        };
+        true
+    }
+
+    #[inline(never)]
+    fn home(&self, addr: &Addr) -> u32 {
+        HOMES
+            .get(&lpm_trie::Key::new(128, *addr))
+            .map_or(0, |home| *home)
     }
 
     #[inline(always)]
@@ -206,12 +279,16 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn touch(&self, which: Table, key: &FlowKey, now: u32) -> bool {
+    fn touch(&self, which: Table, key: &FlowKey, now: u32, ifindex: u32) -> bool {
         let Some(flow) = table(which).get_ptr_mut(key) else {
             return false;
         };
-        // SAFETY: a map value; CPUs that race here write the same second.
-        unsafe { (*flow).seen = now };
+        // SAFETY: a map value; CPUs that race here write the same second, and
+        // each the interface of a packet that came in at it.
+        unsafe {
+            (*flow).seen = now;
+            (*flow).ifindex = ifindex;
+        }
         true
     }
 
@@ -239,15 +316,25 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn draft(&self, packet: &Packet) -> Option<&mut Draft> {
-        let draft = DRAFT.get_ptr_mut(0)?;
-        // SAFETY: this CPU's value, asked for once in a run of a program that
-        // nothing on the CPU can come in between. The placement is plain
-        // numbers and written before it is read.
-        unsafe {
-            (&raw mut (*draft).packet).write(*packet);
-            Some(&mut *draft)
-        }
+    fn dialled(&self, key: &PeerKey) -> Option<Peer> {
+        // SAFETY: copied at once. The LRU may give the entry to another socket
+        // while it is read: that takes an eviction and an insert in between.
+        unsafe { DIALLED.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn put_dialled(&self, key: &PeerKey, dialled: &Peer) -> bool {
+        DIALLED.insert(key, dialled, 0).is_ok()
+    }
+
+    #[inline(always)]
+    fn forget_dialled(&self, key: &PeerKey) {
+        let _none = DIALLED.remove(key);
+    }
+
+    #[inline(always)]
+    fn draft(&self) -> Option<&mut Draft> {
+        draft()
     }
 
     #[inline(always)]
@@ -275,5 +362,38 @@ impl Tables for Maps {
             // SAFETY: as above.
             unsafe { *count += 1 };
         }
+    }
+
+    #[inline(always)]
+    fn count_call(&self, verdict: Verdict) {
+        if let Some(count) = HOOK_VERDICTS.get_ptr_mut(verdict as u32) {
+            // SAFETY: an aligned map value.
+            unsafe { increment(count) };
+        }
+    }
+}
+
+/// Adds 1 so that no addition is lost where a call comes in the middle of
+/// another. The kernel has known the instruction from the beginning; core has
+/// no word for it, since the target has no other atomic one.
+///
+/// # Safety
+///
+/// `count` is aligned and may be written.
+#[inline(always)]
+unsafe fn increment(count: *mut u64) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: the caller's promise.
+    unsafe {
+        core::arch::asm!(
+            "lock *(u64 *)({count} + 0) += {one}",
+            count = in(reg) count,
+            one = in(reg) 1_u64,
+        );
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        *count += 1;
     }
 }

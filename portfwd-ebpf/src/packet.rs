@@ -77,6 +77,8 @@ pub struct Network {
     pub transport: u16,
     /// Protocol (IPv4) or next header (IPv6).
     pub protocol: u8,
+    /// TTL (IPv4) or hop limit (IPv6).
+    pub hops: u8,
     /// A fragment, first or later.
     pub fragment: bool,
     /// Has the kernel's own header of a BIG TCP packet.
@@ -108,6 +110,8 @@ pub struct Packet {
     pub ack: u32,
     /// TCP: flags. 0 for UDP.
     pub flags: u8,
+    /// TTL (IPv4) or hop limit (IPv6).
+    pub hops: u8,
     /// UDP over IPv4 without a checksum.
     pub unsummed: bool,
     /// Bytes of `headers` that are never on the wire.
@@ -134,6 +138,12 @@ impl Packet {
     #[inline(always)]
     pub const fn is_ack(&self) -> bool {
         self.flags & (SYN | ACK | RST) == ACK
+    }
+
+    /// Says which segments its sender takes: a SYN or its answer.
+    #[inline(always)]
+    pub const fn is_syn(&self) -> bool {
+        self.flags & (SYN | RST) == SYN
     }
 
     /// The answer to a SYN.
@@ -171,7 +181,7 @@ fn ipv4<H: Hook>(hook: &H) -> Result<Network, Verdict> {
     let [first, second, third, src, dst] = hook.load::<WORDS>(0).ok_or(Verdict::Malformed)?;
     let [version_and_length, _, total @ ..] = first.to_ne_bytes();
     let [_, _, frags @ ..] = second.to_ne_bytes();
-    let [_, protocol, ..] = third.to_ne_bytes();
+    let [hops, protocol, ..] = third.to_ne_bytes();
     let length = u16::from(version_and_length & 0x0f) * 4;
     if version_and_length >> 4 != 4 || length < Ipv4Hdr::LEN as u16 {
         return Err(Verdict::Malformed);
@@ -183,6 +193,7 @@ fn ipv4<H: Hook>(hook: &H) -> Result<Network, Verdict> {
         dst: Addr::v4(dst),
         transport: length,
         protocol,
+        hops,
         fragment: u16::from_be_bytes(frags) & MORE_FRAGMENTS_OR_OFFSET != 0,
         len: u16::from_be_bytes(total).into(),
         jumbo: false,
@@ -195,7 +206,7 @@ fn ipv6<H: Hook>(hook: &H) -> Result<Network, Verdict> {
     let [first, second, a, b, c, d, e, f, g, h] =
         hook.load::<WORDS>(0).ok_or(Verdict::Malformed)?;
     let [version, ..] = first.to_ne_bytes();
-    let [p0, p1, next, _] = second.to_ne_bytes();
+    let [p0, p1, next, hops] = second.to_ne_bytes();
     let (src, dst) = (Addr([a, b, c, d]), Addr([e, f, g, h]));
     // A mapped address is no address on a wire (RFC 4291, section 2.5.5.2), and
     // here it would pass for IPv4.
@@ -210,6 +221,7 @@ fn ipv6<H: Hook>(hook: &H) -> Result<Network, Verdict> {
         dst,
         transport: Ipv6Hdr::LEN as u16 + if jumbo { JUMBO } else { 0 },
         protocol: if jumbo { IPPROTO_TCP } else { next },
+        hops,
         fragment: next == FRAGMENT_HEADER,
         len: Ipv6Hdr::LEN as u32 + u32::from(u16::from_be_bytes([p0, p1])),
         jumbo,
@@ -267,6 +279,7 @@ fn tcp<H: Hook>(hook: &H, frame: &Frame, network: &Network) -> Result<Packet, Ve
         seq: u32::from_be(seq),
         ack: u32::from_be(ack),
         flags,
+        hops: network.hops,
         unsummed: false,
         unwired: if network.jumbo { JUMBO as u8 } else { 0 },
     })
@@ -294,6 +307,7 @@ fn udp<H: Hook>(hook: &H, frame: &Frame, network: &Network) -> Result<Packet, Ve
         seq: 0,
         ack: 0,
         flags: 0,
+        hops: network.hops,
         unsummed: checksum == 0,
         unwired: 0,
     })

@@ -1,10 +1,11 @@
 //! Rewriting: what a packet without a flow becomes.
 
-use portfwd_common::{Addr, Family, Flow, Proto, Verdict};
+use portfwd_common::{Addr, Family, Flow, FlowKey, Proto, TargetEntry, Verdict};
 
 use crate::{
     claim::Claimed,
     hook::{Hook, LISTEN, NO_SOCKET, UdpSocket},
+    known,
     packet::{Packet, Tuple},
     tables::{Draft, Tables},
 };
@@ -18,54 +19,138 @@ pub struct Placement {
     pub slot: u32,
     /// The rule's generation.
     pub generation: u32,
-    /// Flags that the flow starts with.
+    /// Flags that the client's entry starts with.
     pub flags: u16,
+    /// Where the client's packets are met: [`FlowKey::INGRESS`], or
+    /// [`FlowKey::EGRESS`] for those of this host.
+    pub side: u8,
+    /// The source address is this host's, who shares its ports with the flow.
+    pub masquerades: bool,
+    /// As in [`Flow::target`].
+    pub target: u32,
+    /// As in [`Flow::ifindex`].
+    pub ifindex: u32,
 }
 
-/// Places the first packet of a flow on the rule's target.
+impl Placement {
+    /// A packet met on `side` that stays as it is, for the slot of a rule and
+    /// its generation; the stack has it next.
+    #[inline(always)]
+    const fn kept(packet: &Packet, slot: u32, generation: u32, side: u8) -> Self {
+        Self {
+            to: packet.tuple,
+            slot,
+            generation,
+            flags: 0,
+            side,
+            masquerades: false,
+            target: Flow::NO_TARGET,
+            ifindex: 0,
+        }
+    }
+}
+
+/// What a packet becomes on its rule's target, with its own source.
 #[inline(always)]
-pub fn place<H: Hook, T: Tables>(
+const fn on_target(packet: &Packet, claimed: &Claimed, target: &TargetEntry) -> Placement {
+    let generation = claimed.rule.generation;
+    let mut placement = Placement::kept(packet, claimed.slot, generation, FlowKey::INGRESS);
+    placement.to.dst = *target.addr_for(&packet.tuple.dst);
+    placement.to.dport = claimed.rule.target_port(packet.tuple.dport);
+    placement
+}
+
+/// Places the first packet of a flow on a target of this host.
+#[inline(always)]
+pub fn on_this_host<H: Hook, T: Tables>(
     hook: &H,
     tables: &T,
     draft: &mut Draft,
     claimed: &Claimed,
+    target: &TargetEntry,
 ) -> Result<(), Verdict> {
     let Draft {
         packet, placement, ..
     } = draft;
-    let (target, port) = claimed.target(tables, packet).ok_or(Verdict::NoRule)?;
-    placement.to = packet.tuple;
-    placement.to.dst = target.addr;
-    placement.to.dport = port;
-    placement.slot = claimed.slot;
-    placement.generation = claimed.rule.generation;
-    placement.flags = 0;
+    *placement = on_target(packet, claimed, target);
+    placement.flags = Flow::TWIN_LEAVES;
     // Without forwarding the kernel does not say whose the dialled address is.
     // A port alone may be rewritten all the same, since the stack drops what is
     // not local, but another address would make it so.
-    let moves = target.addr != packet.tuple.dst && !packet.on_loopback();
+    let moves = placement.to.dst != packet.tuple.dst && !packet.on_loopback();
     if moves && !tables.is_own(&packet.tuple.dst) {
         return Err(Verdict::NotLocal);
     }
     takes(hook, packet, &placement.to)
 }
 
+/// Places the first packet of a flow on a target that is another host. The
+/// client's address is kept where the rule says so, and not where the target
+/// could not answer to it: a host takes no packet from its own address, and a
+/// link-local one means nothing on another link.
+#[inline(always)]
+pub fn on_other_host<T: Tables>(
+    tables: &T,
+    draft: &mut Draft,
+    claimed: &Claimed,
+    target: &TargetEntry,
+) -> Result<(), Verdict> {
+    let Draft {
+        packet, placement, ..
+    } = draft;
+    if matches!(packet.proto, Proto::Tcp) && !packet.is_open() {
+        return Err(Verdict::Stray);
+    }
+    *placement = on_target(packet, claimed, target);
+    placement.target = claimed.rule.targets;
+    placement.ifindex = known::home(tables, packet);
+    placement.masquerades = !preserves(packet, placement.ifindex, target);
+    if placement.masquerades {
+        if target.source.is_unspecified() {
+            return Err(Verdict::NoRoute);
+        }
+        placement.to.src = target.source;
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn preserves(packet: &Packet, home: u32, target: &TargetEntry) -> bool {
+    let always = target.flags & TargetEntry::PRESERVE != 0;
+    let across = target.flags & TargetEntry::PRESERVE_ACROSS != 0
+        && packet.ifindex != target.ifindex
+        && home != target.ifindex;
+    let wanted = always || across;
+    let src = &packet.tuple.src;
+    wanted && *src != target.addr && !src.is_link_local_of(packet.family)
+}
+
 /// A packet to a target port itself: it stays as it is, and its tuple is kept
 /// from flows that come later. Where one has it already the packet gets
 /// another source port, since the target could not tell the two apart.
 #[inline(always)]
-pub fn direct(draft: &mut Draft) -> Result<(), Verdict> {
+pub fn direct(draft: &mut Draft, flags: u16) -> Result<(), Verdict> {
     let Draft {
         packet, placement, ..
     } = draft;
     if is_stray(packet) {
         return Err(Verdict::Direct);
     }
-    placement.to = packet.tuple;
-    placement.slot = Flow::NO_RULE;
-    placement.generation = 0;
-    placement.flags = Flow::DIRECT;
+    *placement = Placement::kept(packet, Flow::NO_RULE, 0, FlowKey::INGRESS);
+    placement.flags = Flow::DIRECT | flags;
     Ok(())
+}
+
+/// A packet of this host to a target port of another host, whose tuple a
+/// masqueraded flow has: it gets another source port.
+#[inline(always)]
+pub fn own(draft: &mut Draft) {
+    let Draft {
+        packet, placement, ..
+    } = draft;
+    *placement = Placement::kept(packet, Flow::NO_RULE, 0, FlowKey::EGRESS);
+    placement.flags = Flow::DIRECT;
+    placement.masquerades = true;
 }
 
 /// UDP that a program of this host exchanges over a connected socket on the

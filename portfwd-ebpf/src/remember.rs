@@ -5,7 +5,7 @@
 use portfwd_common::{Flow, FlowKey, Proto, Verdict};
 
 use crate::{
-    hook::{Hook, LISTEN, NO_SOCKET, TIME_WAIT},
+    hook::{Hook, LISTEN, NO_SOCKET, TIME_WAIT, UdpSocket},
     known,
     packet::{Packet, Tuple},
     place::Placement,
@@ -16,8 +16,9 @@ use crate::{
 const FIRST_PORT: u32 = 1024;
 
 /// What happened to a tuple that was asked for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Reserved {
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reserved {
     /// It is ours.
     Ours,
     /// The same flow has it: another CPU was faster.
@@ -28,6 +29,25 @@ enum Reserved {
     Again,
     /// There is no room.
     Full,
+}
+
+impl From<u32> for Reserved {
+    /// Back from the number, in which a part of the program that is verified
+    /// by itself gives it.
+    #[inline(always)]
+    fn from(number: u32) -> Self {
+        const OURS: u32 = Reserved::Ours as u32;
+        const SAME: u32 = Reserved::Same as u32;
+        const TAKEN: u32 = Reserved::Taken as u32;
+        const AGAIN: u32 = Reserved::Again as u32;
+        match number {
+            OURS => Self::Ours,
+            SAME => Self::Same,
+            TAKEN => Self::Taken,
+            AGAIN => Self::Again,
+            _ => Self::Full,
+        }
+    }
 }
 
 /// Makes the flow of a draft; it gets the first source port that is free. True
@@ -46,34 +66,32 @@ pub fn remember<H: Hook, T: Tables>(
     }
 }
 
-/// Eight tries: the client's own source port, then others. Written out, since
-/// kernels before 6.4 take no loop whose head follows a call.
+/// Source ports that are tried for a packet, and as many again of which those
+/// of closed flows, and of ones that came to nothing, may be had.
+const TRIES: u32 = 24;
+/// Of those, the first ones from outside the range that this host gives its own
+/// connections, where a flow shares the ports with them.
+const TRIES_OUTSIDE: u32 = 14;
+/// Seconds without a packet after which they may.
+const CLOSED_FOR: u32 = 2;
+
+/// The client's own source port, then others.
 #[inline(always)]
 fn reserve_any<H: Hook, T: Tables>(hook: &H, tables: &T, draft: &mut Draft) -> Reserved {
-    macro_rules! attempt {
-        () => {
-            match reserve_next(hook, tables, draft) {
-                Reserved::Taken | Reserved::Again => {}
-                done => return done,
-            }
-        };
-    }
     draft.tried = 0;
-    attempt!();
-    attempt!();
-    attempt!();
-    attempt!();
-    attempt!();
-    attempt!();
-    attempt!();
-    attempt!();
+    for _ in 0..2 * TRIES {
+        match hook.reserve_next(tables, draft) {
+            Reserved::Taken | Reserved::Again => {}
+            done => return done,
+        }
+    }
     Reserved::Taken
 }
 
 /// Asks for the reply's tuple with the next source port.
-#[inline(never)]
-fn reserve_next<H: Hook, T: Tables>(hook: &H, tables: &T, draft: &mut Draft) -> Reserved {
-    draft.placement.to.sport = source_port(&draft.packet, draft.tried);
+#[inline(always)]
+pub fn reserve_next<H: Hook, T: Tables>(hook: &H, tables: &T, draft: &mut Draft) -> Reserved {
+    draft.placement.to.sport = source_port(tables, draft);
     let reserved = reserve(hook, tables, draft);
     if reserved == Reserved::Taken {
         draft.tried += 1;
@@ -85,19 +103,58 @@ fn reserve_next<H: Hook, T: Tables>(hook: &H, tables: &T, draft: &mut Draft) -> 
 /// unprivileged ports that starts where the tuple says, so that two CPUs try
 /// the same ports in the same order.
 #[inline(always)]
-fn source_port(packet: &Packet, attempt: u32) -> u16 {
-    let tuple = &packet.tuple;
-    if attempt == 0 {
-        return tuple.sport;
+fn source_port<T: Tables>(tables: &T, draft: &Draft) -> u16 {
+    let (packet, tried) = (&draft.packet, draft.tried);
+    if tried == 0 {
+        return packet.tuple.sport;
     }
+    let number = number(&packet.tuple, tried);
+    if !draft.placement.masquerades {
+        return (FIRST_PORT + pick(number, 65_536 - FIRST_PORT)) as u16;
+    }
+    let (first, last) = tables.local_ports();
+    let outside = tried % TRIES < TRIES_OUTSIDE;
+    shared_port(number, first.into(), last.into(), outside)
+}
+
+/// A port that this host may use itself: outside its range first, which keeps
+/// clear of the connections that it will open.
+#[inline(always)]
+const fn shared_port(number: u32, first: u32, last: u32, outside: bool) -> u16 {
+    let first = if first < FIRST_PORT {
+        FIRST_PORT
+    } else {
+        first
+    };
+    let inside = (last + 1).saturating_sub(first);
+    let others = 65_536 - FIRST_PORT - inside;
+    if !outside || others == 0 {
+        return (first + pick(number, inside)) as u16;
+    }
+    let port = FIRST_PORT + pick(number, others);
+    if port < first {
+        port as u16
+    } else {
+        (port + inside) as u16
+    }
+}
+
+/// One of `count` numbers, without a division, which could be one by 0.
+#[inline(always)]
+const fn pick(number: u32, count: u32) -> u32 {
+    ((number as u64 * count as u64) >> 32) as u32
+}
+
+/// A number that hangs on the tuple and on how many ports were tried.
+#[inline(always)]
+fn number(tuple: &Tuple, tried: u32) -> u32 {
     let mut hash = u32::from(tuple.sport) << 16 | u32::from(tuple.dport);
     for word in tuple.src.0 {
         hash = (hash ^ word).wrapping_mul(GOLDEN);
         // A product carries to the left only.
         hash ^= hash >> 15;
     }
-    let step = mixed(hash.wrapping_add(attempt.wrapping_mul(GOLDEN)));
-    (FIRST_PORT + step % (65_536 - FIRST_PORT)) as u16
+    mixed(hash.wrapping_add(tried.wrapping_mul(GOLDEN)))
 }
 
 /// Every bit of the result hangs on every bit of `hash` (MurmurHash3's
@@ -118,30 +175,39 @@ fn reserve<H: Hook, T: Tables>(hook: &H, tables: &T, draft: &mut Draft) -> Reser
     let Draft {
         packet,
         placement,
+        tried,
         key,
         flow,
         ..
     } = draft;
-    *key = known::reply_key(&placement.to, packet.proto);
+    let side = known::twin_side(placement.flags);
+    *key = known::reply_key(&placement.to, packet.proto, side);
     if let Some(found) = known::flow(tables, key) {
         if known::rewritten(found.flow) == packet.tuple.reversed() {
             // The client's entry is on its way from another CPU, or the LRU
             // took it: then it comes back. One that is there is as good.
-            *key = packet.tuple.key(packet.proto, FlowKey::INGRESS);
-            *flow = known::forward_of(found.flow, &placement.to);
+            *key = packet.tuple.key(packet.proto, placement.side);
+            *flow = known::forward_of(found.flow, &placement.to, side);
             let _exists = tables.insert(found.table, key, flow);
             return Reserved::Same;
         }
-        return if is_shared(packet, placement, found.flow) {
-            Reserved::Same
-        } else {
-            Reserved::Taken
-        };
+        if is_shared(packet, placement, found.flow) {
+            return Reserved::Same;
+        }
+        if *tried < TRIES || !may_be_taken(tables, packet.proto, &found) {
+            return Reserved::Taken;
+        }
+        // Better than to drop the packet: at worst a peer in TIME_WAIT answers
+        // a SYN with an old acknowledgement, and takes the next one.
+        known::forget(tables, packet.proto, key, &found);
     }
-    if is_connected(hook, packet, placement) {
+    if placement.masquerades && known::is_foreign(tables, key) {
         return Reserved::Taken;
     }
-    *flow = entry(tables, &packet.tuple.reversed(), placement, Flow::REPLY);
+    if is_a_sockets(hook, packet, placement) {
+        return Reserved::Taken;
+    }
+    *flow = reply_entry(tables, packet, placement);
     match tables.insert(Table::New, key, flow) {
         Ok(()) => {}
         Err(NotInserted::Exists) => return Reserved::Again,
@@ -155,6 +221,17 @@ fn reserve<H: Hook, T: Tables>(hook: &H, tables: &T, draft: &mut Draft) -> Reser
     Reserved::Ours
 }
 
+/// May a flow give its tuple up where none is free? One that is closed, and one
+/// that has come to nothing so far: a flood has no other.
+#[inline(always)]
+fn may_be_taken<T: Tables>(tables: &T, proto: Proto, found: &known::Known<'_>) -> bool {
+    let flags = found.flow.flags;
+    let answered = matches!(proto, Proto::Udp) && flags & Flow::ANSWERED != 0;
+    let unproved = matches!(found.table, Table::New) && flags & Flow::DIRECT == 0 && !answered;
+    let idle = tables.now().saturating_sub(found.flow.seen) >= CLOSED_FOR;
+    unproved && idle || known::is_closed(tables, found.flow, CLOSED_FOR)
+}
+
 /// Two direct flows that differ in this host's address alone may have one
 /// entry, as long as it changes neither.
 #[inline(always)]
@@ -162,6 +239,26 @@ fn is_shared(packet: &Packet, placement: &Placement, found: &Flow) -> bool {
     placement.flags & found.flags & Flow::DIRECT != 0
         && placement.to.sport == packet.tuple.sport
         && found.dport == packet.tuple.sport
+}
+
+/// Does a socket of this host have the tuple?
+#[inline(always)]
+fn is_a_sockets<H: Hook>(hook: &H, packet: &Packet, placement: &Placement) -> bool {
+    if placement.masquerades {
+        let mine = placement.side == FlowKey::EGRESS && packet.tuple.sport == placement.to.sport;
+        return !mine && receives(hook, packet, &placement.to.reversed());
+    }
+    placement.target == Flow::NO_TARGET && is_connected(hook, packet, placement)
+}
+
+/// Would a socket receive replies with the tuple? A listener too, and what is
+/// in TIME_WAIT.
+#[inline(always)]
+fn receives<H: Hook>(hook: &H, packet: &Packet, replies: &Tuple) -> bool {
+    match packet.proto {
+        Proto::Tcp => hook.tcp_socket(packet.family, replies) != NO_SOCKET,
+        Proto::Udp | Proto::Sctp => hook.udp_socket(packet.family, replies) != UdpSocket::None,
+    }
 }
 
 /// TCP: a connection that the kernel knows has the tuple; one without a flow,
@@ -188,8 +285,8 @@ fn finish<T: Tables>(tables: &T, draft: &mut Draft) -> Result<bool, Verdict> {
         flow,
         ..
     } = draft;
-    *key = packet.tuple.key(packet.proto, FlowKey::INGRESS);
-    *flow = entry(tables, &placement.to, placement, 0);
+    *key = packet.tuple.key(packet.proto, placement.side);
+    *flow = entry(tables, &placement.to, placement, placement.flags);
     let Err(error) = tables.insert(Table::New, key, flow) else {
         return Ok(true);
     };
@@ -202,16 +299,29 @@ fn finish<T: Tables>(tables: &T, draft: &mut Draft) -> Result<bool, Verdict> {
         // It found our reply entry: one flow, and this packet opened it.
         Some(winner) if known::rewritten(winner) == placement.to => Ok(true),
         Some(winner) => {
-            let lost = known::reply_key(&placement.to, packet.proto);
+            give_up(tables, packet, placement, key);
             placement.to = known::rewritten(winner);
-            tables.remove(Table::New, &lost);
             Ok(false)
         }
         None => {
-            tables.remove(Table::New, &known::reply_key(&placement.to, packet.proto));
+            give_up(tables, packet, placement, key);
             Err(Verdict::TableFull)
         }
     }
+}
+
+/// Removes the reply entry of a flow that was not made.
+#[inline(always)]
+fn give_up<T: Tables>(tables: &T, packet: &Packet, placement: &Placement, key: &mut FlowKey) {
+    let side = known::twin_side(placement.flags);
+    *key = known::reply_key(&placement.to, packet.proto, side);
+    tables.remove(Table::New, key);
+}
+
+#[inline(always)]
+fn reply_entry<T: Tables>(tables: &T, packet: &Packet, placement: &Placement) -> Flow {
+    let flags = known::twin_flags(placement.flags, placement.side);
+    entry(tables, &packet.tuple.reversed(), placement, flags)
 }
 
 #[inline(always)]
@@ -223,10 +333,11 @@ fn entry<T: Tables>(tables: &T, tuple: &Tuple, placement: &Placement, flags: u16
         dport: tuple.dport,
         rule: placement.slot,
         generation: placement.generation,
-        ifindex: 0,
+        target: placement.target,
+        ifindex: placement.ifindex,
         seen: tables.now(),
         isn: 0,
-        flags: placement.flags | flags,
+        flags,
         reserved: 0,
     }
 }

@@ -1,7 +1,7 @@
 //! TCP to a socket of this host: the connection is the kernel's own, only the
 //! listener that it meets is ours to choose. Nothing in a packet changes.
 
-use portfwd_common::{RuleEntry, Verdict};
+use portfwd_common::{RuleEntry, TargetEntry, Verdict};
 
 use crate::{
     claim::Claimed,
@@ -39,17 +39,18 @@ pub fn connected<H: Hook>(hook: &H, packet: &Packet, slot: u32) -> Option<Outcom
 /// finds the client's direct connection to the target port instead of the
 /// listener.
 #[inline(always)]
-pub fn steer<H: Hook, T: Tables>(
+pub fn steer<H: Hook>(
     hook: &H,
-    tables: &T,
     packet: &Packet,
     claimed: &Claimed,
+    target: &TargetEntry,
 ) -> Result<Option<Outcome>, Verdict> {
     if !packet.is_open() && !packet.is_ack() {
         return Err(Verdict::Stray);
     }
-    let (target, port) = claimed.target(tables, packet).ok_or(Verdict::NoRule)?;
-    match hook.steer(packet, &target.addr, port) {
+    let addr = target.addr_for(&packet.tuple.dst);
+    let port = claimed.rule.target_port(packet.tuple.dport);
+    match hook.steer(packet, addr, port) {
         Steering::NoListener => Err(Verdict::NoListener),
         // It may be of a connection that NAT on this host started before.
         Steering::NoHandshake => Err(Verdict::Stray),
@@ -57,7 +58,7 @@ pub fn steer<H: Hook, T: Tables>(
             Outcome::of_rule(Verdict::Steered, claimed.slot).opening(cookie),
         )),
         // A steered rule opens 127.0.0.0/8 on no device.
-        Steering::Refused if target.addr.is_loopback_of(packet.family) && !packet.on_loopback() => {
+        Steering::Refused if addr.is_loopback_of(packet.family) && !packet.on_loopback() => {
             Err(Verdict::CannotSteer)
         }
         Steering::Refused => Ok(None),

@@ -1,10 +1,10 @@
 //! The seam between the corridor and the maps.
 
 use portfwd_common::{
-    Addr, ClaimKey, Flow, FlowKey, FromKey, PortEntry, Proto, RuleEntry, TargetEntry,
+    Addr, ClaimKey, Flow, FlowKey, FromKey, Peer, PeerKey, PortEntry, Proto, RuleEntry, TargetEntry,
 };
 
-use crate::{packet::Packet, place::Placement};
+use crate::{hook::Way, mss::Options, packet::Packet, place::Placement};
 
 /// Which flow table: a flow is in one of them with both its entries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,6 +26,15 @@ impl Table {
     }
 }
 
+/// How far a flow has come, which decides how long it is kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Life {
+    /// No proof yet that the client receives; or TCP that is closing.
+    Transitory,
+    /// Proved.
+    Proven,
+}
+
 /// Why an entry was not inserted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NotInserted {
@@ -40,7 +49,9 @@ pub trait Tables {
     /// Seconds of `CLOCK_MONOTONIC`, coarse.
     fn now(&self) -> u32;
     /// Seconds without a packet after which an entry counts as absent.
-    fn lifetime(&self, proto: u8, proven: bool) -> u32;
+    fn lifetime(&self, proto: u8, life: Life) -> u32;
+    /// The ports that this host gives its own connections: first and last.
+    fn local_ports(&self) -> (u16, u16);
     /// True when some TCP may be rewritten: flows of TCP exist.
     fn tracks_tcp(&self) -> bool;
     /// False when TCP is never steered.
@@ -55,11 +66,20 @@ pub trait Tables {
     /// A rule by its slot.
     fn rule(&self, slot: u32) -> Option<RuleEntry>;
     /// A target by its index.
-    fn target(&self, index: u32) -> Option<TargetEntry>;
+    fn target(&self, index: u32) -> Option<&TargetEntry>;
     /// True when the rule's sources hold the key's address.
     fn lists(&self, key: &FromKey) -> bool;
     /// True for an address of this host.
     fn is_own(&self, addr: &Addr) -> bool;
+    /// True for another host that is a target.
+    fn is_remote(&self, addr: &Addr) -> bool;
+    /// Writes the next hop of an IPv6 destination by an interface, the
+    /// destination itself where it is on the link; false where the kernel
+    /// finds it.
+    fn next_hop(&self, ifindex: u32, addr: &Addr, hop: &mut Addr) -> bool;
+    /// The interface that leads to a client's network by another route than a
+    /// default one; 0 where there is none, or more than one.
+    fn home(&self, addr: &Addr) -> u32;
     /// True for a device on which a rule opened 127.0.0.0/8.
     fn guards(&self, ifindex: u32) -> bool;
 
@@ -71,8 +91,9 @@ pub trait Tables {
     fn put(&self, table: Table, key: &FlowKey, flow: &Flow) -> bool;
     /// Removes an entry; false where there was none.
     fn remove(&self, table: Table, key: &FlowKey) -> bool;
-    /// Sets the time of an entry in place; false where there is none.
-    fn touch(&self, table: Table, key: &FlowKey, now: u32) -> bool;
+    /// Sets the time and the client's interface of an entry in place; false
+    /// where there is none.
+    fn touch(&self, table: Table, key: &FlowKey, now: u32, ifindex: u32) -> bool;
     /// Writes an entry's flags and the server's sequence number in place.
     fn mark(&self, table: Table, key: &FlowKey, flags: u16, isn: u32);
 
@@ -81,17 +102,26 @@ pub trait Tables {
     /// Remembers a foreign flow.
     fn put_foreign(&self, key: &FlowKey, now: u32);
 
-    /// Puts a packet that goes on down in memory that is this CPU's until the
-    /// program ends: the stack is short, and the verifier does not track what
-    /// lies there, so it walks each stage once and not once for each way that
-    /// leads to it.
+    /// What a socket of this host dialled, as it would see the peer now.
+    fn dialled(&self, key: &PeerKey) -> Option<Peer>;
+    /// Remembers it; false where there is no room.
+    fn put_dialled(&self, key: &PeerKey, dialled: &Peer) -> bool;
+    /// Forgets it, there or not.
+    fn forget_dialled(&self, key: &PeerKey);
+
+    /// Memory that is this CPU's until the program ends, for a packet on its
+    /// way: the stack is short, and the verifier does not track what lies
+    /// there, so it walks each stage once and not once for each way that leads
+    /// to it.
     #[expect(clippy::mut_from_ref, reason = "asked for once in a run")]
-    fn draft(&self, packet: &Packet) -> Option<&mut Draft>;
+    fn draft(&self) -> Option<&mut Draft>;
 
     /// Counts a packet of a rule.
     fn count_rule(&self, slot: u32, count: &Count);
     /// Counts a verdict.
     fn count_verdict(&self, verdict: portfwd_common::Verdict);
+    /// Counts a verdict on a call of a program of this host.
+    fn count_call(&self, verdict: portfwd_common::Verdict);
 }
 
 /// A packet on its way through the corridor.
@@ -104,6 +134,10 @@ pub struct Draft {
     /// Source ports that were tried and taken. Here and not in a register: a
     /// count that the verifier knows would make each try another program.
     pub tried: u32,
+    /// Where it goes next, if that is another host.
+    pub way: Way,
+    /// The TCP options of a SYN that is sent on.
+    pub options: Options,
     /// The key that is being written.
     pub key: FlowKey,
     /// The entry that is being written.

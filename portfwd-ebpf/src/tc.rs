@@ -1,6 +1,9 @@
 //! The TC hooks.
 
-use core::mem::{self, MaybeUninit};
+use core::{
+    mem::{self, MaybeUninit},
+    ptr,
+};
 
 use aya_ebpf::{
     EbpfContext,
@@ -10,9 +13,10 @@ use aya_ebpf::{
         bpf_sock, bpf_sock_tuple,
     },
     helpers::generated::{
-        bpf_csum_diff, bpf_fib_lookup, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_sk_assign,
-        bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_load_bytes, bpf_skb_pull_data,
-        bpf_skb_store_bytes, bpf_skc_lookup_tcp, bpf_tcp_check_syncookie,
+        bpf_check_mtu, bpf_csum_diff, bpf_fib_lookup, bpf_l3_csum_replace, bpf_l4_csum_replace,
+        bpf_redirect_neigh, bpf_redirect_peer, bpf_sk_assign, bpf_sk_lookup_udp, bpf_sk_release,
+        bpf_skb_change_head, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_skb_vlan_pop, bpf_skc_lookup_tcp, bpf_tcp_check_syncookie,
     },
     programs::TcContext,
 };
@@ -23,9 +27,13 @@ use network_types::{
 use portfwd_common::{Addr, Family, Proto};
 
 use crate::{
-    hook::{Frame, Hook, LISTEN, NO_SOCKET, SocketState, Steering, UdpSocket},
+    hook::{Frame, Hook, LISTEN, NO_SOCKET, Room, SocketState, Steering, UdpSocket, Way},
+    maps::{self, Maps, checks_mtu},
     packet::{Packet, Tuple},
     place::listening,
+    relay,
+    remember::{self, Reserved},
+    tables::{Draft, Tables},
 };
 
 /// `skb->pkt_type` of a frame for this host.
@@ -33,6 +41,12 @@ const PACKET_HOST: u32 = 0;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const ESOCKTNOSUPPORT: i64 = 94;
+/// `BPF_MTU_CHK_SEGS`.
+const CHECK_SEGMENTS: u64 = 1;
+/// `ENODEV`.
+const NO_DEVICE: i64 = -19;
+/// Bytes of an Ethernet header.
+const ETHERNET: u32 = 14;
 /// The namespace that the program runs in (`BPF_F_CURRENT_NETNS`).
 const CURRENT_NETNS: u64 = u64::MAX;
 /// The VLAN id in a tag; 0 is a priority tag, which the stack ignores.
@@ -42,9 +56,11 @@ const VLAN_ID: u32 = 0x0fff;
 const FIB_WORDS: usize = mem::size_of::<FibLookup>() / 4;
 
 /// Where fields stand in their headers.
+const IPV4_TTL: u32 = 8;
 const IPV4_CHECKSUM: u32 = 10;
 const IPV4_SRC: u32 = 12;
 const IPV4_DST: u32 = 16;
+const IPV6_HOP_LIMIT: u32 = 7;
 const IPV6_SRC: u32 = 8;
 const IPV6_DST: u32 = 24;
 const TCP_CHECKSUM: u32 = 16;
@@ -162,6 +178,19 @@ impl<const L2: usize> Hook for Tc<'_, L2> {
         // SAFETY: in bounds by the check against `data_end`. The words need not
         // be aligned: the verifier knows whether the machine minds.
         self.at_offset(offset).map(|words| unsafe { *words })
+    }
+
+    #[inline(always)]
+    fn copy(&self, offset: u16, to: &mut [u8; 64], len: u32) -> bool {
+        // SAFETY: the buffer holds 64 bytes, and the caller asks for no more.
+        unsafe {
+            bpf_skb_load_bytes(
+                self.skb().cast(),
+                Self::at(offset.into()),
+                to.as_mut_ptr().cast(),
+                len,
+            ) == 0
+        }
     }
 
     #[inline(never)]
@@ -291,6 +320,49 @@ impl<const L2: usize> Hook for Tc<'_, L2> {
         }
     }
 
+    #[inline(never)]
+    fn room(&self, packet: &Packet, ifindex: u32) -> Room {
+        let unknown = Room {
+            exists: true,
+            fits: true,
+            mtu: 0,
+        };
+        if !checks_mtu() {
+            return unknown;
+        }
+        // SAFETY: the context of a TC program.
+        let is_gso = unsafe { (*self.skb()).gso_size } != 0;
+        let (mut mtu, flags) = if is_gso {
+            (0, CHECK_SEGMENTS)
+        } else {
+            (packet.len, 0)
+        };
+        // SAFETY: `mtu` is valid: the length of layer 3 goes in, the MTU comes out.
+        let answer = unsafe { bpf_check_mtu(self.skb().cast(), ifindex, &raw mut mtu, 0, flags) };
+        match answer {
+            0 => Room { mtu, ..unknown },
+            NO_DEVICE => Room {
+                exists: false,
+                ..unknown
+            },
+            1.. => Room {
+                fits: false,
+                mtu,
+                ..unknown
+            },
+            _ => unknown,
+        }
+    }
+
+    #[inline(always)]
+    fn reserve_next<T: Tables>(&self, _: &T, _: &mut Draft) -> Reserved {
+        Reserved::from(if L2 == 0 {
+            apart::portfwd_port_l3(self.skb())
+        } else {
+            apart::portfwd_port(self.skb())
+        })
+    }
+
     #[inline(always)]
     fn rewrite(&mut self, packet: &Packet, to: &Tuple) {
         let from = &packet.tuple;
@@ -311,6 +383,123 @@ impl<const L2: usize> Hook for Tc<'_, L2> {
                 self.rewrite_v6(&from.dst, &to.dst, IPV6_DST, checksum);
             }
         }
+    }
+
+    #[inline(always)]
+    fn hop(&mut self, packet: &Packet) {
+        let hops = packet.hops.wrapping_sub(1);
+        match packet.family {
+            Family::V4 => {
+                let word = |hops| u16::from_ne_bytes([hops, packet.proto.number()]).into();
+                let (from, to) = (word(packet.hops), word(hops));
+                let at = Self::at(IPV4_CHECKSUM);
+                // SAFETY: as for the ports.
+                unsafe { bpf_l3_csum_replace(self.skb(), at, from, to, 2) };
+                self.store(Self::at(IPV4_TTL), &hops, 0);
+            }
+            // As for the addresses.
+            Family::V6 => {
+                let recompute = BPF_F_RECOMPUTE_CSUM.into();
+                self.store(Self::at(IPV6_HOP_LIMIT), &hops, recompute);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn set_mss(&mut self, packet: &Packet, offset: u16, from: u16, to: u16) {
+        let (old, new) = (from.to_be(), to.to_be());
+        let at = Self::at(u32::from(packet.transport) + TCP_CHECKSUM);
+        // The sum is over words of 16 bits, and the option may lie across two.
+        let odd = offset.wrapping_sub(packet.transport) & 1 == 1;
+        let (out, new_word) = if odd {
+            (old.swap_bytes(), new.swap_bytes())
+        } else {
+            (old, new)
+        };
+        // SAFETY: as for the ports.
+        unsafe { bpf_l4_csum_replace(self.skb(), at, out.into(), new_word.into(), 2) };
+        self.store(Self::at(offset.into()), &new, 0);
+    }
+
+    #[inline(always)]
+    fn send(&mut self, way: &Way) {
+        // SAFETY: the context of a TC program. Without memory for a header the
+        // packet is lost, as in any device.
+        unsafe {
+            // A priority tag ends here, as it does in the stack.
+            if (*self.skb()).vlan_present != 0 {
+                bpf_skb_vlan_pop(self.skb());
+            }
+            if L2 == 0 {
+                // `bpf_redirect_neigh` takes an Ethernet header off.
+                bpf_skb_change_head(self.skb(), ETHERNET, 0);
+            } else if way.peer {
+                self.store(0, &way.link, 0);
+                bpf_redirect_peer(way.ifindex, 0);
+                return;
+            }
+            if way.hop.is_unspecified() {
+                bpf_redirect_neigh(way.ifindex, ptr::null_mut(), 0, 0);
+                return;
+            }
+            let Addr([a, b, c, d]) = way.hop;
+            // The words of a `bpf_redir_neigh`.
+            let mut hop = [AF_INET6.into(), a, b, c, d];
+            let size = mem::size_of_val(&hop) as i32;
+            bpf_redirect_neigh(way.ifindex, (&raw mut hop).cast(), size, 0);
+        }
+    }
+
+    #[inline(always)]
+    fn relay(&mut self, _: &mut Draft) {
+        if L2 == 0 {
+            apart::portfwd_relay_l3(self.skb());
+        } else {
+            apart::portfwd_relay(self.skb());
+        }
+    }
+}
+
+/// Parts of the programs that the verifier checks once, and not at each call:
+/// it does so for global functions (5.6), which it knows by the linkage. They
+/// find the packet in the draft. `skb` is the context of a TC program.
+mod apart {
+    use super::*;
+
+    /// Lends the packet of the draft to a part.
+    #[inline(always)]
+    fn with<const L2: usize>(
+        skb: *mut __sk_buff,
+        part: impl Fn(&mut Tc<'_, L2>, &Maps, &mut Draft) -> u32,
+    ) -> u32 {
+        let context = TcContext::new(skb);
+        match maps::draft() {
+            Some(draft) => part(&mut Tc::ingress(&context), &Maps::open(), draft),
+            None => Reserved::Full as u32,
+        }
+    }
+
+    macro_rules! parts {
+        ($($name:ident $l2:literal $part:expr;)*) => {
+            $(#[unsafe(no_mangle)]
+            #[inline(never)]
+            pub(super) extern "C" fn $name(skb: *mut __sk_buff) -> u32 {
+                with::<$l2>(skb, $part)
+            })*
+        };
+    }
+
+    parts! {
+        portfwd_port 14 |hook, maps, draft| remember::reserve_next(hook, maps, draft) as u32;
+        portfwd_port_l3 0 |hook, maps, draft| remember::reserve_next(hook, maps, draft) as u32;
+        portfwd_relay 14 |hook, _, draft| relay_now(hook, draft);
+        portfwd_relay_l3 0 |hook, _, draft| relay_now(hook, draft);
+    }
+
+    #[inline(always)]
+    fn relay_now<const L2: usize>(hook: &mut Tc<'_, L2>, draft: &mut Draft) -> u32 {
+        relay::send(hook, draft);
+        0
     }
 }
 

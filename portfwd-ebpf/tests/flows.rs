@@ -24,7 +24,10 @@ fn host(proto: Proto) -> Host {
 /// Both keys of the flow that `open` made.
 fn keys(proto: Proto, open: &Tuple, seen: &Tuple) -> [FlowKey; 2] {
     let forward = open.key(proto, FlowKey::INGRESS);
-    [forward, portfwd_ebpf::known::reply_key(seen, proto)]
+    [
+        forward,
+        portfwd_ebpf::known::reply_key(seen, proto, FlowKey::EGRESS),
+    ]
 }
 
 fn tables(host: &Host) -> [usize; 2] {

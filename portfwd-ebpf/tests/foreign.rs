@@ -3,8 +3,10 @@
 
 mod common;
 
-use common::{CLIENT, DIALLED, Host, LO, addr, syn, tcp, tuple, tuple_of, udp};
-use portfwd_common::Verdict;
+use common::{
+    CLIENT, DIALLED, ENDS, Host, LAN, LO, addr, answer, first, syn, tcp, tuple, tuple_of, udp,
+};
+use portfwd_common::{Proto, Verdict};
 use portfwd_ebpf::{
     host::Forward,
     packet::{ACK, SYN, Tuple},
@@ -153,4 +155,23 @@ fn a_port_of_no_claimed_address_is_nobodys() {
     let out = tuple("192.0.2.1:80", RESOLVER);
     assert_eq!(leave(&host, &udp(&out, b"?"), false), Verdict::Foreign);
     assert_eq!(host.memory.foreigners().len(), 1);
+}
+
+#[test]
+fn a_port_that_nat_on_this_host_uses_towards_the_target_is_not_taken() {
+    for ends in ENDS {
+        for proto in [Proto::Udp, Proto::Tcp] {
+            let host = ends.host(proto, 0);
+            let mut natted = host.buffer(&first(proto, &ends.masked()));
+            natted.link.forwarded = true;
+            natted.link.ifindex = LAN;
+            let (_, bytes) = host.send(natted);
+            assert_eq!(tuple_of(&bytes), ends.masked());
+            let seen = host.relayed(&first(proto, &ends.open()));
+            assert_ne!(seen, ends.masked());
+            // Its answers are not ours.
+            let answer = host.pass(&answer(proto, &ends.masked().reversed()), LAN);
+            assert_eq!(answer.tuple, ends.masked().reversed());
+        }
+    }
 }

@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::{Host, LO, addr, assert_sums, tcp, tuple_of, udp};
-use portfwd_common::{Addr, Proto, Verdict};
+use common::{ENDS, Host, LO, addr, assert_sums, hops_of, tcp, tuple_of, udp};
+use portfwd_common::{Action, Addr, Proto, TargetEntry, Verdict};
 use portfwd_ebpf::{
     host::{self, Forward},
     packet::{ETH_P_IP, ETH_P_IPV6, Tuple},
@@ -12,7 +12,7 @@ use portfwd_ebpf::{
 use proptest::prelude::*;
 
 fn forwards() -> Vec<Forward> {
-    vec![
+    let mut forwards = vec![
         Forward::udp(80..=80, 5000),
         Forward::udp(8080..=8080, 5000),
         Forward::udp(90..=99, 9000).on(addr("192.0.2.2")),
@@ -20,7 +20,15 @@ fn forwards() -> Vec<Forward> {
         Forward::tcp(80..=80, 5000),
         Forward::tcp(8080..=8080, 5000).rewriting(),
         Forward::tcp(8081..=8081, 5000).rewriting(),
-    ]
+    ];
+    for ends in ENDS {
+        for proto in [Proto::Udp, Proto::Tcp] {
+            // The second one listens on its target port.
+            forwards.push(ends.rule_on(proto, 70, 0));
+            forwards.push(ends.rule_on(proto, 8080, TargetEntry::PRESERVE));
+        }
+    }
+    forwards
 }
 
 fn any_host() -> Host {
@@ -37,16 +45,18 @@ struct Link {
     partial: bool,
     gso_size: u32,
     leaves: bool,
+    back: bool,
 }
 
 fn link() -> impl Strategy<Value = Link> {
     let gso_size = prop_oneof![Just(0), 1..2_000_u32];
-    (1..4_u32, any::<[bool; 3]>(), gso_size).prop_map(|(ifindex, flags, gso_size)| Link {
+    (1..4_u32, any::<[bool; 4]>(), gso_size).prop_map(|(ifindex, flags, gso_size)| Link {
         ifindex,
         forwarded: flags[0] && ifindex != LO,
         partial: flags[1],
         gso_size,
         leaves: flags[2],
+        back: flags[3],
     })
 }
 
@@ -58,16 +68,24 @@ fn walk(host: &Host, bytes: &[u8], ethertype: u16, link: Link) -> (Verdict, Vec<
     buffer.partial = link.partial;
     let outcome = if link.leaves {
         host::depart(&mut buffer, &host.memory)
+    } else if link.back {
+        host::arrive_back(&mut buffer, &host.memory)
     } else {
         host::arrive(&mut buffer, &host.memory)
     };
+    let sends = outcome.verdict.action() == Action::Send;
+    assert_eq!(buffer.sent.is_some(), sends);
     (outcome.verdict, buffer.bytes)
 }
 
 const fn changes(verdict: Verdict) -> bool {
     matches!(
         verdict,
-        Verdict::Rewritten | Verdict::Restored | Verdict::Moved
+        Verdict::Rewritten
+            | Verdict::Restored
+            | Verdict::Moved
+            | Verdict::Forwarded
+            | Verdict::Returned
     )
 }
 
@@ -76,6 +94,8 @@ fn ends() -> impl Strategy<Value = (Addr, Addr)> {
         "192.0.2.1",
         "192.0.2.2",
         "198.51.100.7",
+        "10.0.0.1",
+        "10.0.0.5",
         "203.0.113.9",
         "127.0.0.1",
         "0.0.0.0",
@@ -86,6 +106,8 @@ fn ends() -> impl Strategy<Value = (Addr, Addr)> {
         "2001:db8::1",
         "2001:db8::2",
         "2001:db8:1::7",
+        "2001:db8:2::1",
+        "2001:db8:2::5",
         "::1",
         "::",
         "ff02::1",
@@ -99,7 +121,7 @@ fn ends() -> impl Strategy<Value = (Addr, Addr)> {
 fn port() -> impl Strategy<Value = u16> {
     prop_oneof![
         prop::sample::select(vec![
-            80, 8080, 8081, 5000, 6000, 90, 99, 9000, 4000, 4001, 0
+            70, 80, 8080, 8081, 5000, 6000, 90, 99, 9000, 4000, 4001, 0
         ]),
         any::<u16>(),
     ]
@@ -159,6 +181,8 @@ proptest! {
             if changes(verdict) {
                 assert_sums(&after, false);
                 prop_assert_eq!(bytes.len(), after.len());
+                let sends = verdict.action() == Action::Send;
+                prop_assert_eq!(hops_of(&bytes) - u8::from(sends), hops_of(&after));
             } else {
                 prop_assert_eq!(bytes, after, "{:?}", verdict);
             }

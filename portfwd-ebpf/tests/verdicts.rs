@@ -5,10 +5,12 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::{
-    CLIENT, DIALLED, ETH0, Host, TARGET, TARGET6, addr, first, syn, tcp, tuple, tuple_of, udp,
+    CLIENT, DIALLED, ETH0, Ends, Host, LAN, LO, TARGET, TARGET6, V4, addr, first, hops, syn, tcp,
+    tuple, tuple_of, udp,
 };
-use portfwd_common::Verdict;
+use portfwd_common::{Addr, Peer, Proto, Verdict};
 use portfwd_ebpf::{
+    dial::{self, Socket},
     hook::{SYN_SENT, TIME_WAIT},
     host::{Forward, Machine, WhenFull},
     packet::{ETH_P_IP, ETH_P_IPV6, RST, Tuple},
@@ -138,6 +140,54 @@ fn scenes() -> Vec<(Verdict, Verdict)> {
     seen
 }
 
+/// The scenes of rules for another host.
+fn scenes_across() -> Vec<(Verdict, Verdict)> {
+    let mut seen = Vec::new();
+    let mut see = |wanted, verdict| seen.push((wanted, verdict));
+    let host = V4.host(Proto::Udp, 0);
+
+    see(Verdict::HopLimit, host.arrive(&hops(dialled(), 1)).0);
+    let on_lo = host.pass(&udp(&tuple("192.0.2.1:9", DIALLED), b""), LO);
+    see(Verdict::Unhooked, on_lo.verdict());
+    see(Verdict::Forwarded, host.arrive(&dialled()).0);
+    let reply = udp(&V4.masked().reversed(), b"world");
+    see(Verdict::Returned, host.pass(&reply, LAN).verdict());
+    let mut leaving = host.buffer(&udp(&V4.open().reversed(), b"world"));
+    leaving.link.forwarded = true;
+    see(Verdict::Passing, host.send(leaving).0.verdict);
+
+    let mut nowhere = V4.entry(0);
+    nowhere.ifindex = 0;
+    let lost = Host::new(&[Forward::udp(80..=80, 8080).to_host(nowhere)]);
+    see(Verdict::NoRoute, lost.arrive(&dialled()).0);
+
+    let machine = Machine::new(&[addr("192.0.2.1")]).mtu_of(LAN, 30);
+    let narrow = Host::on(machine, &[V4.rule(Proto::Udp, 0)]);
+    see(Verdict::TooLarge, narrow.arrive(&dialled()).0);
+
+    let own = udp(&tuple("192.0.2.2:9", DIALLED), b"");
+    see(Verdict::Martian, host.arrive(&own).0);
+
+    see(Verdict::Dialled, called(&V4));
+    seen
+}
+
+/// The verdict that is counted when a program of this host dials the rule.
+fn called(ends: &Ends) -> Verdict {
+    let host = ends.host(Proto::Tcp, 0);
+    let socket = Socket {
+        cookie: 7,
+        proto: Proto::Tcp,
+        source: Addr::V4_UNSPECIFIED,
+        connected: Addr::V4_UNSPECIFIED,
+    };
+    let open = ends.open();
+    let target = dial::dial(&host.memory, &socket, &Peer::new(open.dst, open.dport));
+    assert_eq!(target, Ok(Peer::new(ends.kept().dst, 8080)));
+    let counted = |verdict: &&Verdict| host.memory.calls_with(**verdict) == 1;
+    *Verdict::ALL.iter().find(counted).expect("one was counted")
+}
+
 /// The client's port, and every port that would be tried instead, are in use
 /// by direct packets of the same client.
 fn no_port() -> Verdict {
@@ -165,7 +215,8 @@ fn no_port() -> Verdict {
 
 #[test]
 fn no_verdict_is_out_of_reach() {
-    let reached: BTreeSet<Verdict> = scenes().into_iter().map(|(_, verdict)| verdict).collect();
+    let scenes = scenes().into_iter().chain(scenes_across());
+    let reached: BTreeSet<Verdict> = scenes.map(|(_, verdict)| verdict).collect();
     let every: BTreeSet<Verdict> = Verdict::ALL.iter().copied().collect();
     assert_eq!(reached, every);
 }
@@ -183,7 +234,8 @@ fn every_packet_is_counted_under_its_verdict() {
 
 #[test]
 fn each_packet_gets_the_verdict_that_is_named_after_it() {
-    for (index, (wanted, verdict)) in scenes().into_iter().enumerate() {
+    let scenes = scenes().into_iter().chain(scenes_across());
+    for (index, (wanted, verdict)) in scenes.enumerate() {
         assert_eq!(verdict, wanted, "scene {index}");
     }
 }

@@ -1,18 +1,21 @@
 //! The command line.
 
-use std::{ffi::OsString, net::IpAddr};
+use std::{ffi::OsString, net::IpAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 use ipnet::IpNet;
 use portfwd::{
     Error, Interfaces,
-    rule::{Rule, RuleSpec},
+    rule::{Nat, Rule, RuleSpec},
 };
+use portfwd_common::settings::{DEFAULT_MAX_FLOWS, MOST_FLOWS};
 
 const RULES: &str = "\
 Rules: [LISTEN:]PORTS:(PORTS | TARGET[:PORTS])[/PROTO]
   80:5000                     port 80 of every address of this host to port 5000 on this host
   80:127.0.0.1:5000           to a service that listens on 127.0.0.1 only
+  80:10.0.0.5:8080            to another host, container or VM
+  80:10.0.0.5                 the same; the port is kept
   192.0.2.1:80:5000           of one address
   8000-8999:18000-18999/udp   a range: 8123 goes to 18123
   20000-50000:443/udp         many ports to one
@@ -72,9 +75,29 @@ pub struct Run {
     /// Serve only these sources
     #[arg(long, value_name = "CIDR[,CIDR]...", value_delimiter = ',')]
     from: Vec<String>,
+    /// The client's address on the way to another host: kept where replies are sure to come back
+    /// (auto), replaced by this host's (masquerade), or always kept (preserve)
+    #[arg(
+        long,
+        default_value = "auto",
+        hide_possible_values = true,
+        value_name = "auto|masquerade|preserve"
+    )]
+    nat: NatMode,
     /// Do not serve clients on this host
     #[arg(long)]
     pub no_local: bool,
+    /// Serve the programs of this control group (cgroup2) on this host; without it, all
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
+    /// Make room for so many flows
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = DEFAULT_MAX_FLOWS,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_FLOWS))
+    )]
+    pub max_flows: u32,
     /// Print the counters every so many seconds
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub stats: Option<u32>,
@@ -89,17 +112,11 @@ pub struct Run {
 #[derive(Args, Debug)]
 struct Later {
     #[arg(long, hide = true)]
-    nat: Option<OsString>,
-    #[arg(long, hide = true)]
     json: bool,
     #[arg(short = 'f', long, hide = true)]
     config: Option<OsString>,
     #[arg(long, hide = true)]
-    max_flows: Option<OsString>,
-    #[arg(long, hide = true)]
     force: bool,
-    #[arg(long, hide = true)]
-    cgroup: Option<OsString>,
     #[arg(long, hide = true)]
     kill: bool,
     #[arg(long, hide = true)]
@@ -116,6 +133,23 @@ enum Mode {
     #[value(hide = true)]
     XdpGeneric,
     Tc,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum NatMode {
+    Auto,
+    Masquerade,
+    Preserve,
+}
+
+impl From<NatMode> for Nat {
+    fn from(mode: NatMode) -> Self {
+        match mode {
+            NatMode::Auto => Self::Auto,
+            NatMode::Masquerade => Self::Masquerade,
+            NatMode::Preserve => Self::Preserve,
+        }
+    }
 }
 
 /// Verbs of the contract that are not built yet.
@@ -185,23 +219,17 @@ fn one_sentence(error: &clap::Error) -> Error {
 impl Run {
     fn check(&self) -> Result<(), Error> {
         let Later {
-            nat,
             json,
             config,
-            max_flows,
             force,
-            cgroup,
             kill,
             watch,
             dry_run,
         } = &self.later;
         let given = [
-            ("--nat", nat.is_some()),
             ("--json", *json),
             ("--config", config.is_some()),
-            ("--max-flows", max_flows.is_some()),
             ("--force", *force),
-            ("--cgroup", cgroup.is_some()),
             ("--kill", *kill),
             ("--watch", *watch),
             ("--dry-run", *dry_run),
@@ -267,6 +295,7 @@ impl Run {
                 Ok(RuleSpec {
                     name,
                     from: from.clone(),
+                    nat: self.nat.into(),
                     ..RuleSpec::from(rule)
                 })
             })

@@ -1,25 +1,29 @@
 //! One forwarder: rules, the devices it is attached to, and what it changed on
 //! the host.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, time::Duration};
 
-use portfwd_common::{Timeouts, settings::DEFAULT_MAX_FLOWS};
+use portfwd_common::{TargetEntry, Timeouts, settings};
 use rtnetlink::Handle;
+use tokio::time::{Instant, sleep_until};
 
 use crate::{
     Error,
     counters::Snapshot,
-    dataplane::{Dataplane, Features, Settings, Side},
+    dataplane::{Dataplane, Features, FlowTables, Settings, Side},
+    homes, hops,
     host::{
-        bpffs,
-        devices::{self, Device, Watch},
+        bpffs, cgroup,
+        devices::{self, Device},
         journal::{Journal, Sysctl},
         kernel,
         lock::Lock,
-        netns,
+        netns, routes,
+        watch::{self, News, Scope, Watch},
     },
     plan::{self, TcpMechanism},
-    rule::{Proto, Rule, RuleSpec, not_yet},
+    reach::{Reach, Ways},
+    rule::{Proto, Rule, RuleSpec, Target, not_yet},
 };
 
 /// From which devices network traffic is taken.
@@ -52,6 +56,11 @@ pub struct Options {
     pub local: bool,
     /// How TCP is carried.
     pub tcp: Tcp,
+    /// Flows that the tables hold, from 1 to [`settings::MOST_FLOWS`].
+    pub max_flows: u32,
+    /// The control group whose programs are served; the root of cgroup2 where
+    /// none is named.
+    pub cgroup: Option<PathBuf>,
     /// New flows are logged, see [`Forwarder::next_event`].
     pub log_flows: bool,
 }
@@ -65,6 +74,19 @@ pub struct Forwarder {
     journal: Journal,
     handle: Handle,
     watch: Watch,
+    /// What has changed and is not followed yet.
+    news: Option<News>,
+    /// How often in a row it could not be followed.
+    failures: u32,
+    /// When that is tried again, unless something changes before.
+    again: Option<Instant>,
+    ways: Ways,
+    /// The targets as they were written last.
+    targets: Vec<TargetEntry>,
+    /// The next hops as they were written last.
+    next_hops: hops::Entries,
+    /// The homes as they were written last.
+    homes: homes::Entries,
     chosen: Vec<String>,
     opened: BTreeSet<u32>,
     stopped: bool,
@@ -81,8 +103,11 @@ impl Forwarder {
     /// One sentence; nothing is left attached or changed.
     pub async fn start(mut options: Options) -> Result<Self, Error> {
         plan::check(&options.rules)?;
+        options
+            .rules
+            .iter()
+            .try_for_each(|spec| not_yet(&spec.rule))?;
         let handle = devices::connect()?;
-        refuse_what_comes_later(&handle, &options.rules).await?;
         let release = kernel::Release::running()?;
         kernel::require_floor(release)?;
         kernel::require_root()?;
@@ -93,8 +118,12 @@ impl Forwarder {
         let journal = Journal::recover(&cookie)?;
         bpffs::mounted()?;
         bpffs::remove_dead(&cookie)?;
+        let ways = Ways::find(&handle, &options.rules).await?;
         // Before the first listing, so that no change is missed.
-        let watch = devices::watch()?;
+        let watch = watch::watch(match ways.is_empty() {
+            true => Scope::Devices,
+            false => Scope::Routes,
+        })?;
 
         let features = match options.tcp {
             Tcp::Auto => Features::probe(release)?,
@@ -110,34 +139,70 @@ impl Forwarder {
             journal,
             handle,
             watch,
+            news: None,
+            failures: 0,
+            again: None,
+            ways,
+            targets: Vec::new(),
+            next_hops: hops::Entries::new(),
+            homes: homes::Entries::new(),
             chosen: Vec::new(),
             opened: BTreeSet::new(),
             stopped: false,
             cookie,
             _lock: lock,
         };
-        forwarder
-            .dataplane
-            .install(&plan::plan(&forwarder.options.rules, mechanism))?;
+        forwarder.install().await?;
         forwarder.follow_host().await?;
+        if forwarder.options.local && !forwarder.ways.is_empty() {
+            forwarder.attach_hooks()?;
+        }
         Ok(forwarder)
     }
 
-    /// Waits until the host's devices or addresses change and follows them, or
-    /// until new flows were logged. Safe to cancel while it waits.
+    /// Fills the maps. Nothing is attached yet.
+    async fn install(&mut self) -> Result<(), Error> {
+        let present = devices::list(&self.handle).await?;
+        self.ways.look_around(&self.handle, present).await?;
+        let plan = plan::plan(&self.options.rules, self.mechanism, |spec, target| {
+            self.ways.reach(target).entry(target, spec.nat)
+        });
+        self.dataplane.install(&plan)?;
+        self.targets = plan.targets;
+        self.write_ways()
+    }
+
+    /// Waits until the host's devices, addresses, routes or neighbours change
+    /// and follows them, or until new flows were logged. Safe to cancel: what
+    /// was not followed to the end is followed at the next call. What failed is
+    /// tried again, later each time.
     ///
     /// # Errors
     ///
     /// [`Error::Machine`]; the forwarder goes on as it was.
     pub async fn next_event(&mut self) -> Result<(), Error> {
-        let changed = tokio::select! {
-            changed = self.watch.changed() => changed.map(|()| true),
-            logged = self.dataplane.log_flows() => logged.map(|()| false),
-        };
-        if changed? {
-            self.follow_host().await?;
+        if self.news.is_none() || self.again.is_some() {
+            tokio::select! {
+                news = self.watch.changed() => self.news = self.news.max(Some(news?)),
+                () = until(self.again) => {}
+                logged = self.dataplane.log_flows() => return logged,
+            }
+            self.again = None;
         }
-        Ok(())
+        let followed = match self.news {
+            Some(News::Any) => self.follow_host().await,
+            Some(News::Routes) => self.follow_routes().await,
+            Some(News::Neighbours) => self.follow_neighbours().await,
+            None => Ok(()),
+        };
+        if followed.is_ok() {
+            self.news = None;
+            self.failures = 0;
+        } else {
+            self.again = Some(Instant::now() + pause(self.failures));
+            self.failures = self.failures.saturating_add(1);
+        }
+        followed
     }
 
     /// Devices whose network traffic is taken now, by name, `lo` for the
@@ -149,6 +214,20 @@ impl Forwarder {
     /// The rules, each at the index that is its slot.
     pub fn rules(&self) -> &[RuleSpec] {
         &self.options.rules
+    }
+
+    /// Where a target of one of the rules is now.
+    pub fn reach(&self, target: &Target) -> Reach {
+        self.ways.reach(target)
+    }
+
+    /// The tables of flows, as they were sized at the start.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`] where the number of CPUs is not known.
+    pub fn flow_tables(&self) -> Result<FlowTables, Error> {
+        FlowTables::new(self.options.max_flows)
     }
 
     /// How TCP is carried, and whether that was asked for.
@@ -200,21 +279,80 @@ impl Forwarder {
         bpffs::remove(&self.cookie).and(restored)
     }
 
-    /// Makes LOCALS and the attached devices what the host has now.
+    /// Makes LOCALS, the attached devices and the ways to other hosts what the
+    /// host has now.
     async fn follow_host(&mut self) -> Result<(), Error> {
         let addresses = devices::addresses(&self.handle).await?;
         self.dataplane.set_locals(&addresses)?;
         let present = devices::list(&self.handle).await?;
         self.detach_gone(&present);
-        for device in &present {
-            self.attach(device)?;
-        }
+        let attached = self.attach_all(&present);
         self.chosen = present
             .iter()
             .filter(|device| self.takes(device))
             .map(|d| d.name.clone())
             .collect();
+        self.ways.look_around(&self.handle, present).await?;
+        attached.and(self.write_ways())
+    }
+
+    async fn follow_routes(&mut self) -> Result<(), Error> {
+        self.ways.look_at_routes(&self.handle).await?;
+        self.write_ways()
+    }
+
+    async fn follow_neighbours(&mut self) -> Result<(), Error> {
+        self.ways.look_at_neighbours(&self.handle).await?;
+        self.write_targets()
+    }
+
+    fn write_ways(&mut self) -> Result<(), Error> {
+        self.write_next_hops()?;
+        self.write_homes()?;
+        self.write_targets()
+    }
+
+    /// Writes the targets where they are not what was written last.
+    fn write_targets(&mut self) -> Result<(), Error> {
+        let mut targets = Vec::with_capacity(self.targets.len());
+        for RuleSpec { rule, nat, .. } in &self.options.rules {
+            let reached = rule.targets.iter();
+            targets.extend(reached.map(|target| self.ways.reach(target).entry(target, *nat)));
+        }
+        if targets != self.targets {
+            self.dataplane.set_targets(&targets)?;
+            self.targets = targets;
+        }
         Ok(())
+    }
+
+    /// Writes the next hops of clients where they are not what was written last.
+    fn write_next_hops(&mut self) -> Result<(), Error> {
+        let found = self.ways.next_hops();
+        if *found != self.next_hops {
+            self.dataplane.set_next_hops(found)?;
+            self.next_hops.clone_from(found);
+        }
+        Ok(())
+    }
+
+    /// Writes the homes of clients where they are not what was written last.
+    fn write_homes(&mut self) -> Result<(), Error> {
+        let found = self.ways.homes();
+        if *found != self.homes {
+            self.dataplane.set_homes(found)?;
+            self.homes.clone_from(found);
+        }
+        Ok(())
+    }
+
+    /// Programs of this host reach other hosts by the hooks of a cgroup.
+    fn attach_hooks(&mut self) -> Result<(), Error> {
+        let cgroup = match &self.options.cgroup {
+            Some(path) => cgroup::at(path)?,
+            None => cgroup::root()?,
+        };
+        self.dataplane.attach_hooks(&cgroup)
     }
 
     fn detach_gone(&mut self, present: &[Device]) {
@@ -224,18 +362,41 @@ impl Forwarder {
         self.opened.retain(|ifindex| indexes.contains(ifindex));
     }
 
+    /// A device that refuses keeps no other from being served; the first error
+    /// is the one to tell.
+    fn attach_all(&mut self, devices: &[Device]) -> Result<(), Error> {
+        let mut all = Ok(());
+        for device in devices {
+            let attached = self.attach(device);
+            all = all.and(attached);
+        }
+        all
+    }
+
     /// The way back first: no reply may leave before it can be restored.
     fn attach(&mut self, device: &Device) -> Result<(), Error> {
         if !device.loopback || self.options.local || self.takes(device) {
             gone_is_fine(device, self.dataplane.attach(device, Side::Egress))?;
         }
         if self.takes(device) {
+            // A device that has got the name: before 6.6 both want one place.
+            self.dataplane
+                .retain(|ifindex, side| (ifindex, side) != (device.index, Side::Back));
             gone_is_fine(device, self.dataplane.attach(device, Side::Ingress))?;
             if !device.loopback && self.options.rules.iter().any(|spec| self.opens(&spec.rule)) {
                 self.open_loopback(device)?;
             }
+        } else if self.meets_replies(device) {
+            gone_is_fine(device, self.dataplane.attach(device, Side::Back))?;
         }
         Ok(())
+    }
+
+    /// Replies of other hosts come in by any device; one that was renamed may
+    /// still have the program that takes network traffic.
+    fn meets_replies(&self, device: &Device) -> bool {
+        let taken = self.dataplane.is_attached(device.index, Side::Ingress);
+        !self.ways.is_empty() && !device.loopback && !taken
     }
 
     /// Is traffic that arrives on the device forwarded?
@@ -284,6 +445,20 @@ impl Drop for Forwarder {
     }
 }
 
+/// Never, where there is no such time.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// From a second to a little over an hour: each repeat of what failed tells of
+/// the failure again.
+fn pause(failures: u32) -> Duration {
+    Duration::from_secs(1 << failures.min(12))
+}
+
 /// A device that went away between the listing and now is no error.
 fn gone_is_fine(device: &Device, result: Result<(), Error>) -> Result<(), Error> {
     match result {
@@ -303,9 +478,11 @@ const fn mechanism(features: Features) -> TcpMechanism {
 }
 
 fn load(options: &Options, features: Features, cookie: &str) -> Result<Dataplane, Error> {
+    let (first, last) = routes::local_port_range()?;
     let settings = Settings {
         timeouts: Timeouts::DEFAULT,
-        max_flows: DEFAULT_MAX_FLOWS,
+        max_flows: options.max_flows,
+        local_ports: settings::local_ports(first, last),
         log_flows: options.log_flows,
     };
     let pins = bpffs::map_dir(cookie);
@@ -316,14 +493,6 @@ fn load(options: &Options, features: Features, cookie: &str) -> Result<Dataplane
         let _ = bpffs::remove(cookie);
     }
     loaded
-}
-
-async fn refuse_what_comes_later(handle: &Handle, rules: &[RuleSpec]) -> Result<(), Error> {
-    let own = devices::addresses(handle).await?;
-    let is_local = |addr: IpAddr| own.iter().any(|(own, _)| *own == addr);
-    rules
-        .iter()
-        .try_for_each(|spec| not_yet(&spec.rule, is_local))
 }
 
 /// The interfaces by the names that they have, should others have been typed.

@@ -2,15 +2,20 @@
 //!
 //! Rules go one way: [`rule`] reads what was typed, [`plan`] lays it out for
 //! the kernel, [`dataplane`] loads and writes it. [`host`] is everything else
-//! that a host has: devices, namespaces, locks, sysctls. [`Forwarder`] puts
-//! them together, [`counters`] is the way back to people.
+//! that a host has: devices, routes, namespaces, locks, sysctls; [`reach`] says
+//! which way its routes lead to a target, `hops` and `homes` which way back to a
+//! client.
+//! [`Forwarder`] puts them together, [`counters`] is the way back to people.
 
 pub mod counters;
 pub mod dataplane;
 pub mod error;
 mod forwarder;
+mod homes;
+mod hops;
 pub mod host;
 pub mod plan;
+pub mod reach;
 pub mod rule;
 
 pub use error::Error;

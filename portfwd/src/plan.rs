@@ -6,7 +6,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, Ipv6Addr},
 };
 
@@ -45,6 +45,8 @@ pub struct Plan {
     pub rules: Vec<RuleEntry>,
     /// The targets of all rules.
     pub targets: Vec<TargetEntry>,
+    /// The other hosts among them, sorted, none twice.
+    pub remotes: Vec<Addr>,
     /// The sources of the rules that list any: prefix length and key.
     pub from: Vec<(u32, FromKey)>,
 }
@@ -73,8 +75,12 @@ pub fn check(specs: &[RuleSpec]) -> Result<(), Error> {
     names_differ(specs)?;
     claims_differ(specs)?;
     let room = MAX_CLAIMS / 2;
-    // How TCP is carried changes no claim.
-    match Cut::new(specs, TcpMechanism::Steer, room as usize) {
+    // How packets are carried changes no claim.
+    let carried = Carried {
+        tcp: TcpMechanism::Steer,
+        remote: &vec![false; specs.len()],
+    };
+    match Cut::new(specs, carried, room as usize) {
         Some(_) => Ok(()),
         None => Err(Error::machine(format!(
             "the rules make more than the {room} claims that a forwarder holds, one for each \
@@ -83,26 +89,48 @@ pub fn check(specs: &[RuleSpec]) -> Result<(), Error> {
     }
 }
 
-/// Lays out rules that [`check`] accepts and whose targets are all sockets of
-/// this host, as [`crate::rule::not_yet`] makes sure.
-pub fn plan(specs: &[RuleSpec], tcp: TcpMechanism) -> Plan {
+/// Lays out rules that [`check`] accepts. `place` tells where each target of a
+/// rule is: a socket of this host, or another host and the way there. The
+/// targets of one rule are all of one kind.
+pub fn plan(
+    specs: &[RuleSpec],
+    tcp: TcpMechanism,
+    place: impl Fn(&RuleSpec, &Target) -> TargetEntry,
+) -> Plan {
+    let placed: Vec<Vec<TargetEntry>> = specs
+        .iter()
+        .map(|spec| spec.rule.targets.iter().map(|t| place(spec, t)).collect())
+        .collect();
+    let is_remote = |targets: &Vec<TargetEntry>| !targets.iter().all(TargetEntry::is_local);
+    let remote: Vec<bool> = placed.iter().map(is_remote).collect();
+    let carried = Carried {
+        tcp,
+        remote: &remote,
+    };
     // With room for everything there is always a cut.
-    let cut = Cut::new(specs, tcp, usize::MAX).unwrap_or_default();
+    let cut = Cut::new(specs, carried, usize::MAX).unwrap_or_default();
     let mut plan = Plan {
         ports: cut.ports,
         claims: cut.claims,
         rules: Vec::with_capacity(specs.len()),
         targets: Vec::with_capacity(specs.len()),
+        remotes: Vec::new(),
         from: Vec::new(),
     };
-    for (slot, spec) in (0..).zip(specs) {
+    for ((slot, spec), targets) in (0..).zip(specs).zip(placed) {
         let first_target = plan.targets.len() as u32;
         plan.rules.push(rule_entry(spec, first_target, tcp));
-        plan.targets
-            .extend(spec.rule.targets.iter().map(target_entry));
+        plan.targets.extend(targets);
         plan.from.extend(sources(slot, &spec.from));
     }
+    plan.remotes = remotes(&plan.targets);
     plan
+}
+
+fn remotes(targets: &[TargetEntry]) -> Vec<Addr> {
+    let remote = targets.iter().filter(|target| !target.is_local());
+    let unique: BTreeSet<Addr> = remote.map(|target| target.addr).collect();
+    unique.into_iter().collect()
 }
 
 fn counts_fit(specs: &[RuleSpec]) -> Result<(), Error> {
@@ -255,18 +283,24 @@ struct Cut {
 
 impl Cut {
     /// `None` where more claims than `room` are needed.
-    fn new(specs: &[RuleSpec], tcp: TcpMechanism, room: usize) -> Option<Self> {
+    fn new(specs: &[RuleSpec], carried: Carried<'_>, room: usize) -> Option<Self> {
         let mut cut = Self::default();
         for proto in PROTOS {
-            cut.sweep(specs, Carried { proto, tcp }, room)?;
+            cut.sweep(specs, proto, carried, room)?;
         }
         Some(cut)
     }
 
     /// Walks the ports of a protocol from edge to edge; what holds between two
     /// edges is one span.
-    fn sweep(&mut self, specs: &[RuleSpec], carried: Carried, room: usize) -> Option<()> {
-        let edges = edges(specs, carried);
+    fn sweep(
+        &mut self,
+        specs: &[RuleSpec],
+        proto: Proto,
+        carried: Carried<'_>,
+        room: usize,
+    ) -> Option<()> {
+        let edges = edges(specs, proto, carried);
         let mut open = Open::default();
         let mut classes: HashMap<Winners, PortEntry> = HashMap::new();
         let mut entry = PortEntry::default();
@@ -277,22 +311,17 @@ impl Cut {
                 continue;
             }
             if std::mem::take(&mut open.changed) {
-                entry = self.class(&mut classes, open.winners(), carried);
+                entry = self.class(&mut classes, open.winners(), proto, carried);
                 if self.claims.len() > room {
                     return None;
                 }
             }
-            let target = if open.targets > 0 {
-                PortEntry::TARGET
-            } else {
-                0
-            };
             self.push(PortSpan {
-                proto: carried.proto,
+                proto,
                 // Between two edges lie ports from 0 to 65535.
                 first: edge.port as u16,
                 last: (next - 1) as u16,
-                entry: PortEntry(entry.0 | target),
+                entry: PortEntry(entry.0 | open.target_bits()),
             });
         }
         Some(())
@@ -303,7 +332,8 @@ impl Cut {
         &mut self,
         known: &mut HashMap<Winners, PortEntry>,
         winners: Winners,
-        carried: Carried,
+        proto: Proto,
+        carried: Carried<'_>,
     ) -> PortEntry {
         if winners.is_empty() {
             return PortEntry::default();
@@ -313,7 +343,10 @@ impl Cut {
         }
         self.classes += 1;
         let mut entry = self.classes;
-        if carried.rewritten() {
+        if winners
+            .iter()
+            .any(|(_, slot)| carried.tracked(proto, *slot))
+        {
             entry |= PortEntry::TRACKED;
         }
         for (listen, slot) in &winners {
@@ -325,7 +358,7 @@ impl Cut {
                 addr: listen.addr,
                 class: self.classes,
                 bank: 0,
-                proto: carried.proto as u8,
+                proto: proto as u8,
                 family: listen.family as u8,
                 reserved: 0,
             };
@@ -350,18 +383,23 @@ impl Cut {
     }
 }
 
-/// A protocol and how it is carried.
+/// How the packets of rules are carried.
 #[derive(Clone, Copy)]
-struct Carried {
-    proto: Proto,
+struct Carried<'a> {
     tcp: TcpMechanism,
+    /// By slot: the rule's targets are on other hosts.
+    remote: &'a [bool],
 }
 
-impl Carried {
-    /// True when packets to sockets of this host may be rewritten. A rule that
-    /// keeps address and port counts too: its replies must be known as such.
-    fn rewritten(self) -> bool {
-        self.proto != Proto::Tcp || self.tcp != TcpMechanism::Steer
+impl Carried<'_> {
+    /// True when packets of a rule may be rewritten. A rule that keeps address
+    /// and port counts too: its replies must be known as such.
+    fn tracked(self, proto: Proto, slot: u32) -> bool {
+        proto != Proto::Tcp || self.tcp != TcpMechanism::Steer || self.is_remote(slot)
+    }
+
+    fn is_remote(self, slot: u32) -> bool {
+        self.remote[slot as usize]
     }
 }
 
@@ -375,23 +413,39 @@ struct Edge {
 enum Step {
     Close(u32),
     Open(u32),
-    TargetEnd,
-    TargetStart,
+    TargetEnd(Side),
+    TargetStart(Side),
+}
+
+/// Where a target port is.
+#[derive(Clone, Copy)]
+enum Side {
+    Here,
+    Elsewhere,
 }
 
 /// Every edge of a protocol. At one port rules close before others open, the
 /// narrower before the wider, and open the other way round.
-fn edges(specs: &[RuleSpec], carried: Carried) -> Vec<Edge> {
+fn edges(specs: &[RuleSpec], proto: Proto, carried: Carried<'_>) -> Vec<Edge> {
     let mut edges = Vec::new();
     for (slot, RuleSpec { rule, .. }) in (0..).zip(specs) {
-        if !rule.protos.contains(carried.proto) {
+        if !rule.protos.contains(proto) {
             continue;
         }
         around(&mut edges, rule.ports, Step::Open(slot), Step::Close(slot));
-        if carried.rewritten() {
+        if carried.tracked(proto, slot) {
+            let side = match carried.is_remote(slot) {
+                true => Side::Elsewhere,
+                false => Side::Here,
+            };
             for target in &rule.targets {
                 let ports = target.ports.unwrap_or(rule.ports);
-                around(&mut edges, ports, Step::TargetStart, Step::TargetEnd);
+                around(
+                    &mut edges,
+                    ports,
+                    Step::TargetStart(side),
+                    Step::TargetEnd(side),
+                );
             }
         }
     }
@@ -399,7 +453,7 @@ fn edges(specs: &[RuleSpec], carried: Carried) -> Vec<Edge> {
     edges.sort_by_key(|edge| match edge.step {
         Step::Close(slot) => (edge.port, 0, Reverse(ports(slot).first)),
         Step::Open(slot) => (edge.port, 1, Reverse(ports(slot).last)),
-        Step::TargetEnd | Step::TargetStart => (edge.port, 2, Reverse(0)),
+        Step::TargetEnd(_) | Step::TargetStart(_) => (edge.port, 2, Reverse(0)),
     });
     edges
 }
@@ -424,8 +478,10 @@ type Winners = Vec<(Listen, u32)>;
 struct Open {
     /// The rules of each listen address, the narrowest last.
     rules: BTreeMap<Listen, Vec<u32>>,
-    /// How many ranges of target ports.
-    targets: usize,
+    /// How many ranges of target ports of this host.
+    here: usize,
+    /// How many of other hosts.
+    elsewhere: usize,
     /// A rule has opened or closed.
     changed: bool,
 }
@@ -445,9 +501,21 @@ impl Open {
                 }
                 self.changed = true;
             }
-            Step::TargetStart => self.targets += 1,
-            Step::TargetEnd => self.targets -= 1,
+            Step::TargetStart(side) => *self.targets(side) += 1,
+            Step::TargetEnd(side) => *self.targets(side) -= 1,
         }
+    }
+
+    fn targets(&mut self, side: Side) -> &mut usize {
+        match side {
+            Side::Here => &mut self.here,
+            Side::Elsewhere => &mut self.elsewhere,
+        }
+    }
+
+    fn target_bits(&self) -> u32 {
+        let bit = |bit, ranges| if ranges > 0 { bit } else { 0 };
+        bit(PortEntry::TARGET, self.here) | bit(PortEntry::REMOTE, self.elsewhere)
     }
 
     fn close(&mut self, listen: Listen, slot: u32) {
@@ -488,15 +556,6 @@ fn rule_entry(spec: &RuleSpec, first_target: u32, tcp: TcpMechanism) -> RuleEntr
         targets: first_target,
         n_targets: rule.targets.len() as u32,
         generation: 1,
-    }
-}
-
-fn target_entry(target: &Target) -> TargetEntry {
-    TargetEntry {
-        addr: target.addr.map_or(Addr::UNSPECIFIED, Addr::from),
-        ifindex: 0,
-        weight: target.weight,
-        flags: TargetEntry::LOCAL,
     }
 }
 

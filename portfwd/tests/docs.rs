@@ -15,8 +15,11 @@ const HEAD: &str = "\
 --test docs`. -->
 
 Every packet that meets a program of portfwd leaves it with one verdict, and each verdict has a
-counter. `pass` hands the packet on to the next program of the hook and then to the stack; `drop`
-ends it. Numbers never change and are never given to another verdict.
+counter. `pass` hands the packet on to the next program of the hook and then to the stack, `drop`
+ends it, and `send` hands it to the interface that leads to another host, past the stack and its
+firewall. What a program of this host sends to a rule for another host goes to the target directly
+and is in no packet counter; `dialled` counts the calls. Numbers never change and are never given to
+another verdict.
 
 | number | verdict | action | meaning |
 | --- | --- | --- | --- |

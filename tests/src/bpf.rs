@@ -23,6 +23,9 @@ const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+/// BPF_CGROUP_INET4_CONNECT and INET6, UDP4_SENDMSG and UDP6, UDP4_RECVMSG and
+/// UDP6, INET4_GETPEERNAME and INET6.
+const BPF_CGROUP_CALLS: [u32; 8] = [10, 11, 14, 15, 19, 20, 29, 30];
 const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;
 const BPF_F_BEFORE: u32 = 1 << 3;
@@ -131,6 +134,30 @@ pub fn programs(ns: &Netns, device: &str, side: Side) -> Vec<u32> {
     }
 }
 
+/// How many programs of a cgroup itself are attached to connect, sendmsg,
+/// recvmsg and getpeername of both families.
+#[track_caller]
+pub fn cgroup_programs(cgroup: &fs::File) -> usize {
+    let count = |attach_type| {
+        let mut ids = [0u32; 64];
+        let attributes = ProgramQuery {
+            ifindex: cgroup.as_raw_fd() as u32,
+            attach_type,
+            flags: 0,
+            attach_flags: 0,
+            ids: ids.as_mut_ptr() as u64,
+            count: ids.len() as u32,
+            padding: 0,
+            rest: [0; 4],
+        };
+        // SAFETY: as for the programs of a device; the first field is the
+        // cgroup's descriptor here.
+        unsafe { bpf(BPF_PROG_QUERY, &attributes) }.expect("a cgroup lists its programs");
+        ids.iter().filter(|id| **id != 0).count()
+    };
+    BPF_CGROUP_CALLS.into_iter().map(count).sum()
+}
+
 /// A tcx program that copies every unicast IP packet that reaches it to
 /// another device. Behind a program that rewrites, it shows what the stack
 /// gets, which no packet socket sees.
@@ -171,7 +198,9 @@ impl Spoiler {
 pub struct Pinned {
     map: OwnedFd,
     key_size: usize,
+    value_size: usize,
     capacity: usize,
+    memory: usize,
 }
 
 impl Pinned {
@@ -202,6 +231,8 @@ impl Pinned {
         Ok(Self {
             map,
             key_size: field("key_size:")?,
+            value_size: field("value_size:")?,
+            memory: field("memlock:")?,
             capacity: field("max_entries:")?,
         })
     }
@@ -209,6 +240,27 @@ impl Pinned {
     /// How many entries the map has room for.
     pub fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    /// Bytes that the kernel says it takes.
+    pub fn memory(&self) -> usize {
+        self.memory
+    }
+
+    /// The value of a key.
+    pub fn value(&self, key: &[u8]) -> Option<Vec<u8>> {
+        assert_eq!(key.len(), self.key_size);
+        let mut value = vec![0; self.value_size];
+        let attributes = MapElement {
+            map: self.map.as_raw_fd() as u32,
+            padding: 0,
+            key: key.as_ptr() as u64,
+            value: value.as_mut_ptr() as u64,
+            flags: 0,
+        };
+        // SAFETY: both buffers are of the map's sizes.
+        let found = unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &attributes) };
+        found.ok().map(|_| value)
     }
 
     /// How many keys a walk through the map meets.

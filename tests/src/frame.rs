@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::{EtherType, Ethernet2Header, PacketBuilder, TcpHeader};
+use etherparse::{
+    EtherType, Ethernet2Header, IpHeaders, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header,
+    PacketBuilder, TcpHeader,
+};
 
 use crate::{Netns, packet_socket::PacketSocket};
 
@@ -18,6 +21,9 @@ pub struct Frame {
     macs: (Mac, Mac),
     layer4: Layer4,
     hop_limit: u8,
+    traffic_class: u8,
+    identification: u16,
+    options: Vec<u8>,
     payload: Vec<u8>,
 }
 
@@ -64,6 +70,24 @@ impl Frame {
         self
     }
 
+    /// DSCP and ECN, 0 unless told.
+    pub fn traffic_class(mut self, traffic_class: u8) -> Self {
+        self.traffic_class = traffic_class;
+        self
+    }
+
+    /// The identification of IPv4, the flow label of IPv6; 0 unless told.
+    pub fn identification(mut self, identification: u16) -> Self {
+        self.identification = identification;
+        self
+    }
+
+    /// IPv4 options, in words of four bytes; nothing for IPv6.
+    pub fn options(mut self, options: &[u8]) -> Self {
+        self.options = options.to_vec();
+        self
+    }
+
     /// Source and destination hardware addresses; a [`Wire`] sets its own.
     pub fn macs(mut self, source: Mac, destination: Mac) -> Self {
         self.macs = (source, destination);
@@ -76,18 +100,7 @@ impl Frame {
     ///
     /// When the ends are of two families.
     pub fn to_vec(&self) -> Vec<u8> {
-        let ip = match (self.source.ip(), self.destination.ip()) {
-            (IpAddr::V4(from), IpAddr::V4(to)) => {
-                PacketBuilder::ipv4(from.octets(), to.octets(), self.hop_limit)
-            }
-            (IpAddr::V6(from), IpAddr::V6(to)) => {
-                PacketBuilder::ipv6(from.octets(), to.octets(), self.hop_limit)
-            }
-            _ => panic!(
-                "{} and {} are of two families",
-                self.source, self.destination
-            ),
-        };
+        let ip = PacketBuilder::ip(self.ip());
         let mut packet = Vec::new();
         let written = match &self.layer4 {
             Layer4::Tcp(header) => ip
@@ -101,6 +114,38 @@ impl Frame {
         self.ethernet().into_iter().chain(packet).collect()
     }
 
+    /// Lengths and protocol are filled in when it is written.
+    fn ip(&self) -> IpHeaders {
+        match (self.source.ip(), self.destination.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let (from, to) = (from.octets(), to.octets());
+                let header = Ipv4Header::new(0, self.hop_limit, IpNumber::UDP, from, to);
+                let mut header = header.expect("an empty packet is not too long");
+                header.dscp = (self.traffic_class >> 2).try_into().expect("six bits");
+                header.ecn = (self.traffic_class & 3).try_into().expect("two bits");
+                header.identification = self.identification;
+                header.options = (&*self.options).try_into().expect("words of four bytes");
+                IpHeaders::Ipv4(header, Default::default())
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                let header = Ipv6Header {
+                    traffic_class: self.traffic_class,
+                    flow_label: Ipv6FlowLabel::try_from(u32::from(self.identification))
+                        .expect("twenty bits"),
+                    hop_limit: self.hop_limit,
+                    source: from.octets(),
+                    destination: to.octets(),
+                    ..Ipv6Header::default()
+                };
+                IpHeaders::Ipv6(header, Default::default())
+            }
+            _ => panic!(
+                "{} and {} are of two families",
+                self.source, self.destination
+            ),
+        }
+    }
+
     fn new(source: SocketAddr, destination: SocketAddr, layer4: Layer4) -> Self {
         let macs = ([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1]);
         Self {
@@ -109,6 +154,9 @@ impl Frame {
             macs,
             layer4,
             hop_limit: 64,
+            traffic_class: 0,
+            identification: 0,
+            options: Vec::new(),
             payload: Vec::new(),
         }
     }
@@ -155,6 +203,17 @@ impl Wire {
     pub fn send(&self, frame: &Frame) {
         let (source, destination) = self.macs;
         self.send_bytes(&frame.clone().macs(source, destination).to_vec());
+    }
+
+    /// Sends many frames with the hardware addresses of this wire.
+    #[track_caller]
+    pub fn send_all(&self, frames: impl IntoIterator<Item = Frame>) {
+        let (source, destination) = self.macs;
+        let bytes = |frame: Frame| frame.macs(source, destination).to_vec();
+        let frames: Vec<_> = frames.into_iter().map(bytes).collect();
+        self.socket
+            .send_all(&frames)
+            .expect("the device takes frames");
     }
 
     /// Sends the bytes as they are.

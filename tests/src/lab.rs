@@ -13,9 +13,12 @@ use portfwd::{
     dataplane::{Dataplane, Entrance, Features, Settings, Side, Trial},
     host::{bpffs, devices::Link, kernel::Release},
     plan::{self, TcpMechanism},
-    rule::{Nat, RuleSpec},
+    reach::Reach,
+    rule::{Nat, RuleSpec, Target},
 };
-use portfwd_common::{Action, RuleCounters, Timeouts, Verdict};
+use portfwd_common::{
+    Action, RuleCounters, TargetEntry, Timeouts, Verdict, settings::LOCAL_PORTS_DEFAULT,
+};
 
 use crate::{
     Family, Frame, Netns,
@@ -54,9 +57,25 @@ pub struct LabBuilder {
     tcp: TcpMechanism,
     max_flows: u32,
     rules: Vec<RuleSpec>,
+    across: Option<Across>,
+}
+
+/// How this host reaches the targets behind `lan0`.
+#[derive(Clone, Copy, Debug)]
+struct Across {
+    flags: u16,
+    mtu: u32,
 }
 
 impl LabBuilder {
+    /// Targets of 10.0.0.0/24 and 2001:db8:2::/64 are other hosts behind
+    /// `lan0`, where this host is number 1; with these flags of
+    /// [`TargetEntry`].
+    pub fn across(mut self, flags: u16, mtu: u32) -> Self {
+        self.across = Some(Across { flags, mtu });
+        self
+    }
+
     /// Rules that only these sources may use.
     #[track_caller]
     pub fn rules_from(mut self, rules: &str, from: &str) -> Self {
@@ -89,22 +108,77 @@ impl LabBuilder {
         let settings = Settings {
             timeouts: Timeouts::DEFAULT,
             max_flows: self.max_flows,
+            local_ports: LOCAL_PORTS_DEFAULT,
             log_flows: false,
         };
+        let ns = host();
+        let lan = self.across.map(|across| Lan::add(&ns, across));
         let pins = Pins::new();
         let mut plane = Dataplane::load(&settings, features(self.tcp), &pins.0)
             .unwrap_or_else(|error| panic!("{error}"));
+        let place = |rule: &RuleSpec, target: &Target| {
+            let across = lan
+                .zip(target.addr)
+                .and_then(|(lan, addr)| lan.target(addr));
+            across.unwrap_or_else(|| Reach::Local.entry(target, rule.nat))
+        };
         plane
-            .install(&plan::plan(&self.rules, self.tcp))
+            .install(&plan::plan(&self.rules, self.tcp, place))
             .unwrap_or_else(|error| panic!("{error}"));
-        let own = [v4(1), v6(1)].map(|addr| (addr, 2));
-        plane.set_locals(&own).expect("two addresses fit");
+        let mut own = vec![(v4(1), 2), (v6(1), 2)];
+        if let Some(lan) = lan {
+            own.extend(Family::BOTH.map(|family| (lan_at(family, 1, 0).ip(), lan.ifindex)));
+        }
+        plane.set_locals(&own).expect("these addresses fit");
         Lab {
-            ns: host(),
+            ns,
             plane,
             rules: self.rules.len() as u32,
             _pins: pins,
         }
+    }
+}
+
+/// The device of the targets on other hosts.
+#[derive(Clone, Copy, Debug)]
+struct Lan {
+    ifindex: u32,
+    flags: u16,
+}
+
+impl Lan {
+    #[track_caller]
+    fn add(ns: &Netns, Across { flags, mtu }: Across) -> Self {
+        ns.ip(&format!(
+            "link add lan0 address 02:00:00:00:00:01 mtu {mtu} type veth peer name lan1
+             link set lan0 up
+             link set lan1 up
+             address add 10.0.0.1/24 dev lan0
+             address add 2001:db8:2::1/64 dev lan0 nodad"
+        ));
+        Self {
+            ifindex: ns.ifindex("lan0"),
+            flags,
+        }
+    }
+
+    fn target(self, addr: IpAddr) -> Option<TargetEntry> {
+        let family = match addr {
+            IpAddr::V4(_) => Family::V4,
+            IpAddr::V6(_) => Family::V6,
+        };
+        let source = lan_at(family, 1, 0).ip();
+        let prefix = match (addr, source) {
+            (IpAddr::V4(addr), IpAddr::V4(source)) => addr.octets()[..3] == source.octets()[..3],
+            (IpAddr::V6(addr), IpAddr::V6(source)) => addr.octets()[..8] == source.octets()[..8],
+            _ => false,
+        };
+        prefix.then(|| TargetEntry {
+            source: source.into(),
+            ifindex: self.ifindex,
+            flags: self.flags,
+            ..TargetEntry::local(addr.into(), 1)
+        })
     }
 }
 
@@ -133,7 +207,7 @@ fn host() -> Netns {
            link set bare0 up
            link set bare1 up
            address add 192.0.2.1/24 dev eth0
-           address add 2001:db8::1/64 dev eth0
+           address add 2001:db8::1/64 dev eth0 nodad
            route add default via 192.0.2.254
            route add default via 2001:db8::fe
            neighbor add 192.0.2.2 dev eth0 lladdr 02:00:00:00:00:02 nud permanent
@@ -166,6 +240,15 @@ pub const fn client_at(family: Family, port: u16) -> SocketAddr {
     }
 }
 
+/// A host behind `lan0`; number 1 is this one.
+pub const fn lan_at(family: Family, number: u8, port: u16) -> SocketAddr {
+    let addr = match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::new(10, 0, 0, number)),
+        Family::V6 => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, number as u16)),
+    };
+    SocketAddr::new(addr, port)
+}
+
 /// An address that is neither the host's nor on its network.
 pub const fn stranger_at(family: Family, port: u16) -> SocketAddr {
     match family {
@@ -185,6 +268,7 @@ impl Lab {
             tcp,
             max_flows: ROOM,
             rules: Vec::new(),
+            across: None,
         }
         .rules_from(rules, "")
     }
@@ -235,6 +319,13 @@ impl Lab {
     #[track_caller]
     pub fn eth0(&mut self) -> Hooks<'_> {
         let ifindex = self.ns.ifindex("eth0");
+        self.hooks(ifindex, Link::Ethernet)
+    }
+
+    /// The programs of `lan0`.
+    #[track_caller]
+    pub fn lan(&mut self) -> Hooks<'_> {
+        let ifindex = self.ns.ifindex("lan0");
         self.hooks(ifindex, Link::Ethernet)
     }
 
@@ -345,6 +436,14 @@ impl Hooks<'_> {
         self.see(&frame.bytes())
     }
 
+    /// A frame arrives where no client is served.
+    #[must_use = "say what became of it"]
+    #[track_caller]
+    pub fn arrives_back(mut self, frame: impl Bytes) -> Seen {
+        self.entrance.side = Side::Back;
+        self.see(&frame.bytes())
+    }
+
     /// This host sends a frame.
     #[must_use = "say what became of it"]
     #[track_caller]
@@ -355,7 +454,20 @@ impl Hooks<'_> {
 
     /// The frames arrive one after the other, without a look at any.
     #[track_caller]
-    pub fn arrive(self, frames: impl Iterator<Item = Vec<u8>> + Send) {
+    pub fn all_arrive(mut self, frames: impl Iterator<Item = Vec<u8>> + Send) {
+        self.entrance.side = Side::Ingress;
+        self.run(frames);
+    }
+
+    /// This host sends the frames one after the other, without a look at any.
+    #[track_caller]
+    pub fn all_leave(mut self, frames: impl Iterator<Item = Vec<u8>> + Send) {
+        self.entrance.side = Side::Egress;
+        self.run(frames);
+    }
+
+    #[track_caller]
+    fn run(self, frames: impl Iterator<Item = Vec<u8>> + Send) {
         let Self { lab, entrance } = self;
         lab.ns.enter(|| {
             for frame in frames {
@@ -430,7 +542,7 @@ fn on_device(ns: &Netns, entrance: Entrance, frame: &[u8]) -> Vec<u8> {
     }
     if entrance.link == Link::Bare {
         frame.drain(..ETHERNET);
-        if entrance.side == Side::Ingress {
+        if entrance.side != Side::Egress {
             // A run takes the first bytes for the frame's destination.
             let [a, b, c, d, e, f] = frame[..6] else {
                 unreachable!("six bytes");
@@ -484,11 +596,16 @@ impl Seen {
     pub fn becomes(self, verdict: Verdict, wanted: impl Bytes) -> Self {
         self.judged(verdict);
         let wanted = wanted.bytes();
-        let (start, found) = match self.link {
-            Link::Ethernet => (ETHERNET, &self.trial.frame[ETHERNET..]),
-            Link::Bare => (0, &self.trial.frame[..]),
+        let start = match (self.link, verdict.action()) {
+            (Link::Bare, Action::Pass | Action::Drop) => 0,
+            // A link-layer header is put before what is sent from there.
+            (Link::Ethernet, _) | (Link::Bare, Action::Send) => ETHERNET,
         };
-        assert_eq!(self.trial.frame[..start], self.frame[..start], "link layer");
+        let (header, found) = self.trial.frame.split_at(start);
+        match self.link {
+            Link::Ethernet => assert_eq!(header, &self.frame[..start], "link layer"),
+            Link::Bare => assert!(header.iter().all(|byte| *byte == 0), "{header:02x?}"),
+        }
         assert_eq!(found, &wanted[ETHERNET..], "{verdict:?}");
         let sums = checksum::check(found, false);
         assert!(!matches!(sums, Sums::Wrong(_)), "{verdict:?}: {sums:?}");

@@ -24,28 +24,38 @@
 
 pub mod bpf;
 pub mod capture;
+pub mod cgroup;
 pub mod checksum;
+pub mod crowd;
 pub mod frame;
 pub mod lab;
 pub mod netns;
 pub mod packet_socket;
 pub mod portfwd;
+pub mod site;
 pub mod state;
 pub mod tcp;
+pub mod tun;
 pub mod udp;
 pub mod wait;
+pub mod watchers;
 pub mod world;
 
 pub use bpf::Bystander;
 pub use capture::{Capture, Fault, Keep, Packet, Report};
+pub use cgroup::{Call, Called, Cgroup};
+pub use crowd::Crowd;
 pub use frame::{Frame, Wire};
 pub use lab::Lab;
 pub use netns::Netns;
 pub use portfwd::{Output, Portfwd, Refusal, Tcp};
+pub use site::{Nat, Place, Site, Who};
 pub use state::State;
 pub use tcp::{Conversation, Dial, Identity, Listen, Manner, TcpServer};
+pub use tun::TunCable;
 pub use udp::{UdpClient, UdpListen, UdpManner, UdpReply, UdpServer};
 pub use wait::{deadline, until, until_some};
+pub use watchers::Watchers;
 pub use world::{Family, Node, Watch, Way, World};
 
 /// The Debian packages whose programs the tests run.

@@ -253,14 +253,14 @@ fn sweep() {
     }
 }
 
-/// The process that a namespace's name tells, if it is a name of ours.
-fn owner(name: &str) -> Option<i32> {
+/// The process that the name of a namespace or cgroup tells, if it is a name of ours.
+pub(crate) fn owner(name: &str) -> Option<i32> {
     let (pid, number) = name.strip_prefix("pf")?.split_once('-')?;
     number.parse::<u32>().ok()?;
     pid.parse().ok()
 }
 
-fn is_dead(pid: i32) -> bool {
+pub(crate) fn is_dead(pid: i32) -> bool {
     kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)
 }
 

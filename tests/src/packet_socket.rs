@@ -81,6 +81,37 @@ impl PacketSocket {
         self.0.send(frame).map(|_| ())
     }
 
+    /// Sends many frames, in as few system calls as it takes.
+    pub fn send_all(&self, frames: &[Vec<u8>]) -> io::Result<()> {
+        let mut parts: Vec<libc::iovec> = frames
+            .iter()
+            .map(|frame| libc::iovec {
+                // The kernel only reads it.
+                iov_base: frame.as_ptr().cast_mut().cast(),
+                iov_len: frame.len(),
+            })
+            .collect();
+        // SAFETY: all zero is a value of this C struct.
+        let empty: libc::mmsghdr = unsafe { mem::zeroed() };
+        let mut messages = vec![empty; frames.len()];
+        for (message, part) in messages.iter_mut().zip(&mut parts) {
+            message.msg_hdr.msg_iov = ptr::from_mut(part);
+            message.msg_hdr.msg_iovlen = 1;
+        }
+        let mut rest = &mut messages[..];
+        while !rest.is_empty() {
+            let count = rest.len() as libc::c_uint;
+            // SAFETY: `rest` is as long as told, and its messages name one
+            // part each, which names a frame; all of them outlive the call.
+            let sent = unsafe { libc::sendmmsg(self.0.as_raw_fd(), rest.as_mut_ptr(), count, 0) };
+            if sent < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            rest = &mut rest[sent as usize..];
+        }
+        Ok(())
+    }
+
     /// Receives one packet into the buffer, or none when there is none.
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<Meta>> {
         // SAFETY: all zero is a value of these C structs.

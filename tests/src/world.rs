@@ -1,14 +1,13 @@
 //! Worlds: a host that forwards and those who talk to it, each a namespace.
 
 use std::{
-    mem,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    thread,
+    ops::Range,
 };
 
 use crate::{
-    Capture, Dial, Frame, Keep, Listen, Netns, Packet, Portfwd, Report, Tcp, TcpServer, UdpClient,
-    UdpListen, UdpManner, UdpServer, Wire, bpf::Mirror, frame::Mac, tcp::TcpServerBuilder,
+    Dial, Frame, Listen, Netns, Packet, Portfwd, Report, Tcp, TcpServer, UdpClient, UdpListen,
+    UdpManner, UdpServer, Watchers, Wire, bpf::Mirror, frame::Mac, tcp::TcpServerBuilder,
 };
 
 /// An address family.
@@ -221,13 +220,13 @@ impl Watch {
 }
 
 /// The network between the client and the host.
-const OUTSIDE: Network = Network {
+pub(crate) const OUTSIDE: Network = Network {
     v4: [192, 0, 2],
     v6: 0xa,
 };
 
 /// The network behind the host.
-const INSIDE: Network = Network {
+pub(crate) const INSIDE: Network = Network {
     v4: [198, 51, 100],
     v6: 0xb,
 };
@@ -235,29 +234,53 @@ const INSIDE: Network = Network {
 /// A second address of the host on `eth0`.
 const SECOND: u8 = 11;
 
-struct Network {
-    v4: [u8; 3],
-    v6: u16,
+/// An IPv4 and an IPv6 network on one link.
+pub(crate) struct Network {
+    pub(crate) v4: [u8; 3],
+    pub(crate) v6: u16,
 }
 
 impl Network {
-    fn node(&self, number: u8) -> Node {
-        let [a, b, c] = self.v4;
+    /// A new machine that is to have this number.
+    pub(crate) fn node(&self, number: u8) -> Node {
         Node {
             ns: Netns::new(),
-            v4: Ipv4Addr::new(a, b, c, number),
+            v4: self.v4(number),
             v6: self.v6(number),
-            mac: mac(self, number),
+            mac: self.mac(number),
         }
     }
 
-    fn v6(&self, number: u8) -> Ipv6Addr {
+    pub(crate) fn v4(&self, number: u8) -> Ipv4Addr {
+        let [a, b, c] = self.v4;
+        Ipv4Addr::new(a, b, c, number)
+    }
+
+    pub(crate) fn v6(&self, number: u8) -> Ipv6Addr {
         Ipv6Addr::new(0x2001, 0xdb8, self.v6, 0, 0, 0, 0, number.into())
     }
-}
 
-fn mac(network: &Network, number: u8) -> Mac {
-    [2, 0, 0, 0, network.v6 as u8, number]
+    pub(crate) fn address(&self, family: Family, number: u8) -> IpAddr {
+        match family {
+            Family::V4 => self.v4(number).into(),
+            Family::V6 => self.v6(number).into(),
+        }
+    }
+
+    pub(crate) fn mac(&self, number: u8) -> Mac {
+        [2, 0, 0, 0, self.v6 as u8, number]
+    }
+
+    /// Gives a device the addresses of this number.
+    #[track_caller]
+    pub(crate) fn assign(&self, ns: &Netns, device: &str, number: u8) {
+        ns.ip(&format!(
+            "address add {}/24 dev {device}
+             address add {}/64 dev {device} nodad",
+            self.v4(number),
+            self.v6(number),
+        ));
+    }
 }
 
 /// A host with what stands before and behind it.
@@ -274,7 +297,7 @@ pub struct World {
     /// The client on the network.
     pub client: Node,
     behind: Option<Node>,
-    watch: Vec<(String, Capture)>,
+    watch: Watchers,
     mirrors: Vec<Mirror>,
     /// Where the mirror's other end lies, so that no one hears it.
     _sink: Netns,
@@ -295,8 +318,16 @@ impl World {
         let behind = INSIDE.node(2);
         join(&host.ns, "eth1", &INSIDE, &behind);
         host.forwarding(true);
-        address(&host.ns, "eth1", &INSIDE, 1);
+        INSIDE.assign(&host.ns, "eth1", 1);
         Self::watched((host, client), Some(behind), &["eth0", "eth1", "lo"])
+    }
+
+    /// The same, but the host forwards nothing by itself.
+    #[track_caller]
+    pub fn forwarder() -> Self {
+        let world = Self::router();
+        world.host.forwarding(false);
+        world
     }
 
     /// A container behind the host: its device's other end, `veth0`, is a port
@@ -309,7 +340,7 @@ impl World {
         join(&host.ns, "veth0", &INSIDE, &behind);
         host.ns.ip("link set veth0 master br0\n");
         host.forwarding(true);
-        address(&host.ns, "br0", &INSIDE, 1);
+        INSIDE.assign(&host.ns, "br0", 1);
         host.ns.until_running("br0");
         Self::watched((host, client), Some(behind), &["eth0", "br0", "lo"])
     }
@@ -333,7 +364,7 @@ impl World {
     /// Gives the host a second address of each family on `eth0`.
     #[must_use]
     pub fn with_second_address(self) -> Self {
-        address(&self.host.ns, "eth0", &OUTSIDE, SECOND);
+        OUTSIDE.assign(&self.host.ns, "eth0", SECOND);
         self
     }
 
@@ -343,9 +374,7 @@ impl World {
         if watch == Watch::Nothing {
             self.mirrors.clear();
         }
-        for (_, capture) in &self.watch {
-            capture.filter(&watch.filter());
-        }
+        self.watch.filter(watch);
         self
     }
 
@@ -363,20 +392,12 @@ impl World {
 
     /// The host's second address.
     pub fn second_address(&self, family: Family) -> IpAddr {
-        let [a, b, c] = OUTSIDE.v4;
-        match family {
-            Family::V4 => Ipv4Addr::new(a, b, c, SECOND).into(),
-            Family::V6 => OUTSIDE.v6(SECOND).into(),
-        }
+        OUTSIDE.address(family, SECOND)
     }
 
     /// The host's address towards the machine behind it.
     pub fn inside_address(&self, family: Family) -> IpAddr {
-        let [a, b, c] = INSIDE.v4;
-        match family {
-            Family::V4 => Ipv4Addr::new(a, b, c, 1).into(),
-            Family::V6 => INSIDE.v6(1).into(),
-        }
+        INSIDE.address(family, 1)
     }
 
     /// Where one who goes this way finds the host's port.
@@ -413,23 +434,33 @@ impl World {
         Wire::new(&self.client.ns, "eth0", self.client.mac, self.host.mac)
     }
 
+    /// The end of the cable to the host that the machine behind it has.
+    #[track_caller]
+    pub fn wire_behind(&self) -> Wire {
+        let behind = self.behind();
+        Wire::new(&behind.ns, "eth0", behind.mac, INSIDE.mac(1))
+    }
+
     /// Sends a SYN to the host from each of `count` addresses that never
     /// answer, all of them beyond the client.
     #[track_caller]
     pub fn forge_syns(&self, family: Family, port: u16, count: u32) {
+        self.forge_syns_from(family, port, 0..count);
+    }
+
+    /// The same, from those addresses that have these numbers.
+    #[track_caller]
+    pub fn forge_syns_from(&self, family: Family, port: u16, numbers: Range<u32>) {
         let (wire, host) = (self.wire(), self.host.at(family, port));
-        for number in 0..count {
-            let source = stranger(family, number);
+        wire.send_all(numbers.map(|number| {
             let port = 1024 + (number % 60_000) as u16;
-            wire.send(&Frame::syn(SocketAddr::new(source, port), host));
-        }
+            Frame::syn(SocketAddr::new(stranger(family, number), port), host)
+        }));
     }
 
     /// Forgives wrong checksums that the test itself sends.
     pub fn forgive(&self, forgiven: impl Fn(&Packet) -> bool + Clone + Send + 'static) {
-        for (_, capture) in &self.watch {
-            capture.forgive(forgiven.clone());
-        }
+        self.watch.forgive(forgiven);
     }
 
     /// Ends the world and tells what its captures found, the host's first.
@@ -445,30 +476,7 @@ impl World {
 
     #[track_caller]
     fn verify(&mut self) -> Vec<Report> {
-        let mut complaints = String::new();
-        let mut reports = Vec::new();
-        for (name, capture) in mem::take(&mut self.watch) {
-            let report = capture.finish();
-            if report.dropped > 0 {
-                eprintln!(
-                    "the capture of the {name} was too slow for {} packets",
-                    report.dropped
-                );
-            }
-            if report.wrong > 0 {
-                complaints += &format!("{} wrong checksums at the {name}\n", report.wrong);
-            }
-            for fault in &report.faults {
-                complaints += &format!("  {fault}\n");
-            }
-            reports.push(report);
-        }
-        match (complaints.is_empty(), thread::panicking()) {
-            (true, _) => {}
-            (false, true) => eprintln!("{complaints}"),
-            (false, false) => panic!("{complaints}"),
-        }
-        reports
+        self.watch.verify()
     }
 
     #[track_caller]
@@ -479,11 +487,11 @@ impl World {
             ("client", Some(&client)),
             ("behind", behind.as_ref()),
         ];
-        let watch = named
-            .into_iter()
-            .filter_map(|(name, node)| Some((name.to_owned(), node?)))
-            .map(|(name, node)| (name, Capture::start(&node.ns, Keep::Nothing)))
-            .collect();
+        let watch = Watchers::start(
+            named
+                .into_iter()
+                .filter_map(|(name, node)| Some((name, &node?.ns))),
+        );
         Self {
             host,
             client,
@@ -535,7 +543,7 @@ fn mirror(ns: &Netns, devices: &[&str]) -> (Netns, Vec<Mirror>) {
 fn outside() -> (Node, Node) {
     let (host, client) = (OUTSIDE.node(1), OUTSIDE.node(2));
     join(&host.ns, "eth0", &OUTSIDE, &client);
-    address(&host.ns, "eth0", &OUTSIDE, 1);
+    OUTSIDE.assign(&host.ns, "eth0", 1);
     // Whoever else there is in the world lies beyond the client.
     host.ns.ip(&format!(
         "route add default via {}\nroute add default via {}",
@@ -554,37 +562,29 @@ fn join(host: &Netns, device: &str, network: &Network, node: &Node) {
         "link add {device} index {} address {} type veth peer name eth0 index {} address {} netns {}
          link set {device} up",
         index + 1,
-        text(mac(network, 1)),
+        text(network.mac(1)),
         index + 2,
         text(node.mac),
         node.ns.name(),
     ));
     node.ns.ip("link set eth0 up");
-    address(&node.ns, "eth0", network, 2);
-    let [a, b, c] = network.v4;
+    network.assign(&node.ns, "eth0", 2);
     node.ns.ip(&format!(
-        "route add default via {a}.{b}.{c}.1\nroute add default via {}",
+        "route add default via {}\nroute add default via {}",
+        network.v4(1),
         network.v6(1)
     ));
     host.until_running(device);
     node.ns.until_running("eth0");
 }
 
-fn address(ns: &Netns, device: &str, network: &Network, number: u8) {
-    let [a, b, c] = network.v4;
-    ns.ip(&format!(
-        "address add {a}.{b}.{c}.{number}/24 dev {device}
-         address add {}/64 dev {device} nodad",
-        network.v6(number),
-    ));
-}
-
-fn text(mac: Mac) -> String {
+/// As `ip` takes it.
+pub(crate) fn text(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// One of many addresses beyond the client.
-fn stranger(family: Family, number: u32) -> IpAddr {
+pub fn stranger(family: Family, number: u32) -> IpAddr {
     match family {
         // 100.64.0.0/10, and on from there.
         Family::V4 => Ipv4Addr::from_bits(0x6440_0001 + number).into(),

@@ -1,17 +1,15 @@
 //! How a run begins, follows its host, and ends, and that it leaves nothing.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    fs::File,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::SocketAddr,
-    os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
     process::{Command, Stdio},
     time::Duration,
 };
 
 use etherparse::{IpSlice, TcpHeaderSlice, UdpHeaderSlice};
 use nix::{
-    errno::Errno,
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -22,7 +20,7 @@ use portfwd_tests::{
     checksum::{self, Sums},
     deadline,
     portfwd::{READY, binary},
-    state, until,
+    state, tun, until,
     wait::PATIENCE,
 };
 
@@ -141,7 +139,7 @@ fn it_says_for_each_rule_how_and_where_it_is_carried_and_then_that_it_is_ready()
             .portfwd_with(tcp, "-i eth0 80:5000 53:5353/tcp+udp");
         let printed = portfwd.stdout();
         let lines: Vec<&str> = printed.lines().collect();
-        assert_eq!(lines.len(), 3, "{printed}");
+        assert_eq!(lines.len(), 4, "{printed}");
         for (line, rule) in lines.iter().zip(["80:5000 ", "53:5353/tcp+udp "]) {
             assert!(line.starts_with(rule), "{printed}");
             for words in ["tc ingress", "eth0", "lo", way] {
@@ -150,8 +148,10 @@ fn it_says_for_each_rule_how_and_where_it_is_carried_and_then_that_it_is_ready()
         }
         assert!(!lines[0].contains("udp"), "{printed}");
         assert!(lines[1].contains("udp by rewrite"), "{printed}");
+        let room = lines[2].starts_with("room for 131072 flows: ");
+        assert!(room && lines[2].ends_with(" MiB"), "{printed}");
         assert!(
-            lines[2].starts_with(READY) && lines[2].contains("Ctrl-C"),
+            lines[3].starts_with(READY) && lines[3].contains("Ctrl-C"),
             "{printed}"
         );
         assert_eq!(portfwd.stop().stderr, "");
@@ -527,24 +527,10 @@ impl Tun {
     /// Makes `tun0` with the addresses of network `number`.
     #[track_caller]
     fn new(ns: &Netns, number: u8) -> Self {
-        let open = || -> io::Result<File> {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .custom_flags(libc::O_NONBLOCK)
-                .open("/dev/net/tun")?;
-            // struct ifreq: the name, then the flags.
-            let mut request = [0u8; 40];
-            request[..4].copy_from_slice(b"tun0");
-            let flags = (libc::IFF_TUN | libc::IFF_NO_PI) as u16;
-            request[16..18].copy_from_slice(&flags.to_ne_bytes());
-            // SAFETY: the kernel reads and writes the 40 bytes of the request.
-            let result =
-                unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, request.as_mut_ptr()) };
-            Errno::result(result)?;
-            Ok(file)
-        };
-        let tun = Self(ns.enter(open).expect("root makes a tun device"));
+        let tun = Self(
+            ns.enter(|| tun::open("tun0"))
+                .expect("root makes a tun device"),
+        );
         ns.ip("link set tun0 addrgenmode none up");
         address(ns, "tun0", number, 1);
         tun

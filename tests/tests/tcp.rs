@@ -3,9 +3,8 @@
 
 use std::{
     env, fs,
-    hash::{DefaultHasher, Hasher as _},
-    io::{self, Read as _, Write as _},
-    net::{IpAddr, Shutdown, SocketAddr, TcpStream},
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr},
     path::Path,
     process::{Child, Stdio},
     thread,
@@ -719,7 +718,7 @@ fn packets_and_bytes_are_counted_as_on_the_wire() {
             let portfwd = world.host.portfwd_with(tcp, "80:5000");
             let capture = Capture::start(&world.client.ns, Keep::Everything);
             let talk = world.tcp(Way::Remote(family), 80).open().expect("served");
-            exchange(talk, 4 << 20).expect("echoed");
+            talk.exchange(4 << 20).expect("echoed");
             until_over(&world.host.ns);
             let output = portfwd.stop();
             let report = capture.finish();
@@ -811,7 +810,7 @@ fn bulk_arrives_whole_in_both_directions() {
         for way in REMOTE.into_iter().chain([Way::Loopback(Family::V4)]) {
             let start = Instant::now();
             let talk = world.tcp(way, 80).open().expect("served");
-            let (sent, received) = exchange(talk, length).expect("echoed to the end");
+            let (sent, received) = talk.exchange(length).expect("echoed to the end");
             assert_eq!(sent, received, "{tcp:?} {way:?}");
             let rate = (length >> 20) as f64 / start.elapsed().as_secs_f64();
             println!("{tcp:?} {way:?}: {rate:.0} MiB/s each way at once");
@@ -819,48 +818,6 @@ fn bulk_arrives_whole_in_both_directions() {
         let output = portfwd.stop();
         for label in ["no-port", "table-full", "guarded", "cannot-steer"] {
             assert_eq!(output.verdict(label), 0, "{tcp:?}\n{output}");
-        }
-    }
-}
-
-/// Sends this much to an echo server while reading it back. Returns a hash of
-/// what was sent and of what came.
-fn exchange(mut talk: Conversation, length: u64) -> io::Result<(u64, u64)> {
-    let mut writer = talk.stream().try_clone()?;
-    thread::scope(|scope| {
-        let sender = scope.spawn(move || send(&mut writer, length));
-        let received = receive(talk.stream());
-        let sent = sender.join().expect("the sender does not panic")?;
-        Ok((sent, received?))
-    })
-}
-
-/// Large, and no multiple of a segment.
-const BLOCK: usize = 200_003;
-
-fn send(stream: &mut TcpStream, length: u64) -> io::Result<u64> {
-    let mut hasher = DefaultHasher::new();
-    let mut block = vec![0x5a; BLOCK];
-    let mut left = length;
-    while left > 0 {
-        // A block that is lost, twice there or out of turn shows.
-        block[..8].copy_from_slice(&left.to_le_bytes());
-        let part = &block[..left.min(BLOCK as u64) as usize];
-        hasher.write(part);
-        stream.write_all(part)?;
-        left -= part.len() as u64;
-    }
-    stream.shutdown(Shutdown::Write)?;
-    Ok(hasher.finish())
-}
-
-fn receive(stream: &mut TcpStream) -> io::Result<u64> {
-    let mut hasher = DefaultHasher::new();
-    let mut buffer = vec![0; 1 << 18];
-    loop {
-        match stream.read(&mut buffer)? {
-            0 => return Ok(hasher.finish()),
-            count => hasher.write(&buffer[..count]),
         }
     }
 }
@@ -880,7 +837,7 @@ fn fifty_clients_are_served_in_parallel() {
                         .open()
                         .unwrap_or_else(|e| panic!("{tcp:?} {way:?}: {e}"));
                     assert!(talk.client_is_kept(), "{tcp:?} {way:?}");
-                    let bulk = exchange(talk, 1 << 20);
+                    let bulk = talk.exchange(1 << 20);
                     let (sent, received) = bulk.unwrap_or_else(|e| panic!("{tcp:?} {way:?}: {e}"));
                     assert_eq!(sent, received, "{tcp:?} {way:?}");
                 });

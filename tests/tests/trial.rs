@@ -107,7 +107,7 @@ fn transport(family: Family) -> usize {
 fn every_program_passes_the_verifier() {
     for tcp in MECHANISMS {
         let mut lab = Lab::new(tcp, "80:5000");
-        for side in [Side::Ingress, Side::Egress] {
+        for side in [Side::Ingress, Side::Back, Side::Egress] {
             for link in [Link::Ethernet, Link::Bare] {
                 let count = lab.verified_instructions(side, link);
                 println!("{tcp:?} {side:?} {link:?}: {count} instructions");
@@ -339,7 +339,7 @@ fn a_datagram_is_rewritten_and_its_answer_restored() {
 fn an_answer_from_another_address_gets_the_one_that_was_dialled() {
     let mut lab = Lab::new(TcpMechanism::Steer, "53:5353/udp");
     lab.ns
-        .ip("address add 192.0.2.77/24 dev eth0\naddress add 2001:db8::77/64 dev eth0");
+        .ip("address add 192.0.2.77/24 dev eth0\naddress add 2001:db8::77/64 dev eth0 nodad");
     let _service = lab.udp_service(5353);
     for family in Family::BOTH {
         let second = |port| {
@@ -365,7 +365,7 @@ fn a_target_on_a_named_address_gets_it() {
     for tcp in [TcpMechanism::Steer, TcpMechanism::Rewrite] {
         let mut lab = Lab::new(tcp, rules);
         lab.ns
-            .ip("address add 192.0.2.77/24 dev eth0\naddress add 2001:db8::77/64 dev eth0");
+            .ip("address add 192.0.2.77/24 dev eth0\naddress add 2001:db8::77/64 dev eth0 nodad");
         let _services = (lab.tcp_service(5000), lab.udp_service(5000));
         for (slot, family, addr) in [
             (0, Family::V4, "192.0.2.77"),
@@ -755,9 +755,13 @@ fn a_client_with_every_port_in_use_is_told_from_nobody() {
         .max_flows(240_000)
         .open();
     let _service = lab.udp_service(5000);
-    let frames = (FIRST..=u16::MAX)
-        .map(|port| datagram(client_at(Family::V4, port), host_at(Family::V4, 80)).to_vec());
-    lab.eth0().arrive(frames);
+    let clients = || (FIRST..=u16::MAX).map(|port| client_at(Family::V4, port));
+    let (listen, service) = (host_at(Family::V4, 80), host_at(Family::V4, 5000));
+    let questions = clients().map(|client| datagram(client, listen).to_vec());
+    lab.eth0().all_arrive(questions);
+    // A flow without an answer gives its port up after two seconds.
+    let answers = clients().map(|client| datagram(service, client).to_vec());
+    lab.eth0().all_leave(answers);
     lab.arrives(to_host(Family::V4, 81)).is(Verdict::NoPort);
     // The flows that are there go on, and other clients are served.
     lab.arrives(to_host(Family::V4, 80))
@@ -1123,7 +1127,7 @@ fn what_a_packet_costs() {
 
         for port in [5000, 5001] {
             lab.eth0()
-                .arrive([to_host(family, port).to_vec()].into_iter());
+                .all_arrive([to_host(family, port).to_vec()].into_iter());
         }
         let rows = [
             ("no rule, UDP", Verdict::NoRule, to_host(family, 99)),

@@ -4,13 +4,18 @@ use portfwd_common::{Addr, Family, Proto};
 
 use super::Machine;
 use crate::{
-    hook::{Frame, Hook, SocketState, Steering, UdpSocket},
+    hook::{Frame, Hook, Room, SocketState, Steering, UdpSocket, Way},
     packet::{ETH_P_IP, ETH_P_IPV6, Packet, Tuple},
+    relay,
+    remember::{self, Reserved},
+    tables::{Draft, Tables},
 };
 
+const IPV4_TTL: usize = 8;
 const IPV4_CHECKSUM: usize = 10;
 const IPV4_SRC: usize = 12;
 const IPV4_DST: usize = 16;
+const IPV6_HOP_LIMIT: usize = 7;
 const IPV6_SRC: usize = 8;
 const IPV6_DST: usize = 24;
 const TCP_CHECKSUM: usize = 16;
@@ -28,6 +33,8 @@ pub struct Buffer<'a> {
     pub partial: bool,
     /// How often it was rewritten.
     pub rewrites: u32,
+    /// The way that it was sent to another host.
+    pub sent: Option<Way>,
     machine: &'a Machine,
     /// Bytes that are readable so far.
     linear: usize,
@@ -54,6 +61,7 @@ impl<'a> Buffer<'a> {
             },
             partial: false,
             rewrites: 0,
+            sent: None,
             machine,
             linear: 0,
         }
@@ -140,6 +148,15 @@ impl Hook for Buffer<'_> {
         Some(words)
     }
 
+    fn copy(&self, offset: u16, to: &mut [u8; 64], len: u32) -> bool {
+        let (from, len) = (usize::from(offset), len as usize);
+        let Some(bytes) = self.bytes.get(from..from + len) else {
+            return false;
+        };
+        to[..len].copy_from_slice(bytes);
+        true
+    }
+
     fn may_be_local(&self, packet: &Packet) -> bool {
         self.machine.may_be_local(packet)
     }
@@ -173,6 +190,55 @@ impl Hook for Buffer<'_> {
         };
         self.replace_address(packet, src, &from.src, &to.src);
         self.replace_address(packet, dst, &from.dst, &to.dst);
+    }
+
+    fn room(&self, packet: &Packet, ifindex: u32) -> Room {
+        let mtu = self.machine.mtu(ifindex);
+        let len = match self.link.gso_size {
+            0 => packet.len,
+            size => u32::from(packet.headers) + size,
+        };
+        Room {
+            exists: self.machine.mtus.is_empty() || mtu != 0,
+            fits: mtu == 0 || len <= mtu,
+            mtu,
+        }
+    }
+
+    fn reserve_next<T: Tables>(&self, tables: &T, draft: &mut Draft) -> Reserved {
+        remember::reserve_next(self, tables, draft)
+    }
+
+    fn hop(&mut self, packet: &Packet) {
+        match packet.family {
+            Family::V4 => {
+                let [ttl, protocol] = [self.bytes[IPV4_TTL], self.bytes[IPV4_TTL + 1]];
+                let (from, to) = ([ttl, protocol], [ttl - 1, protocol]);
+                let checksum = updated(self.word(IPV4_CHECKSUM), &from, &to);
+                self.set_word(IPV4_CHECKSUM, checksum);
+                self.bytes[IPV4_TTL] -= 1;
+            }
+            Family::V6 => self.bytes[IPV6_HOP_LIMIT] -= 1,
+        }
+    }
+
+    fn set_mss(&mut self, packet: &Packet, offset: u16, from: u16, to: u16) {
+        let (mut old, mut new) = (from.to_be_bytes(), to.to_be_bytes());
+        let at = usize::from(offset);
+        self.bytes[at..at + 2].copy_from_slice(&new);
+        if (offset - packet.transport) % 2 == 1 {
+            old.reverse();
+            new.reverse();
+        }
+        self.replace_l4(packet, &old, &new, false);
+    }
+
+    fn send(&mut self, way: &Way) {
+        self.sent = Some(*way);
+    }
+
+    fn relay(&mut self, draft: &mut Draft) {
+        relay::send(self, draft);
     }
 }
 

@@ -34,6 +34,8 @@ pub struct Machine {
     pub listeners: Vec<Listener>,
     /// UDP sockets that are not connected, by address and port.
     pub udp: Vec<(Addr, u16)>,
+    /// MTUs of its interfaces by index; where one is named, no other exists.
+    pub mtus: Vec<(u32, u32)>,
     /// Acknowledgement numbers that complete a SYN cookie.
     pub cookies: Vec<u32>,
     /// Address and port of the listeners that were given a packet, in order.
@@ -80,6 +82,17 @@ impl Machine {
     pub fn connect(self, tuple: Tuple, state: SocketState) -> Self {
         self.connections.borrow_mut().push((tuple, state));
         self
+    }
+
+    /// Gives an interface an MTU.
+    pub fn mtu_of(mut self, ifindex: u32, mtu: u32) -> Self {
+        self.mtus.push((ifindex, mtu));
+        self
+    }
+
+    pub(super) fn mtu(&self, ifindex: u32) -> u32 {
+        let found = self.mtus.iter().find(|(index, _)| *index == ifindex);
+        found.map_or(0, |(_, mtu)| *mtu)
     }
 
     pub(super) fn may_be_local(&self, packet: &Packet) -> bool {

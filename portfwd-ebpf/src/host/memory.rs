@@ -9,18 +9,20 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     fmt,
-    ops::RangeInclusive,
 };
 
 use portfwd_common::{
-    Addr, ClaimKey, Family, Flow, FlowKey, FromKey, PortEntry, Proto, RuleCounters, RuleEntry,
-    TargetEntry, Timeouts, Verdict,
+    Addr, ClaimKey, Family, Flow, FlowKey, FromKey, Peer, PeerKey, PortEntry, Proto, RuleCounters,
+    RuleEntry, TargetEntry, Timeouts, Verdict,
 };
 
+use super::Forward;
 use crate::{
+    hook::Way,
+    mss::Options,
     packet::{Packet, Tuple},
     place::Placement,
-    tables::{Count, Draft, NotInserted, Table, Tables},
+    tables::{Count, Draft, Life, NotInserted, Table, Tables},
 };
 
 /// What a flow table does with an entry that it has no room for.
@@ -30,122 +32,6 @@ pub enum WhenFull {
     Evict,
     /// It is refused.
     Refuse,
-}
-
-/// A rule in words; [`Memory::add`] writes it into the tables.
-#[derive(Clone, Debug)]
-pub struct Forward {
-    /// Protocol.
-    pub proto: Proto,
-    /// Listen address, or [`Addr::UNSPECIFIED`] for every address.
-    pub addr: Addr,
-    /// Listen ports.
-    pub ports: RangeInclusive<u16>,
-    /// Target address, or [`Addr::UNSPECIFIED`] for the one that was dialled.
-    pub target: Addr,
-    /// First target port.
-    pub to: u16,
-    /// Every listen port goes to the one target port.
-    pub to_one: bool,
-    /// The rule's TCP is rewritten.
-    pub rewrites_tcp: bool,
-    /// Sources and the length of their prefix among the 128 bits; none: all.
-    pub from: Vec<(Addr, u32)>,
-    /// The rule's generation.
-    pub generation: u32,
-}
-
-impl Forward {
-    /// `ports:to/udp`.
-    pub const fn udp(ports: RangeInclusive<u16>, to: u16) -> Self {
-        Self {
-            proto: Proto::Udp,
-            addr: Addr::UNSPECIFIED,
-            ports,
-            target: Addr::UNSPECIFIED,
-            to,
-            to_one: false,
-            rewrites_tcp: false,
-            from: Vec::new(),
-            generation: 1,
-        }
-    }
-
-    /// `ports:to/tcp`.
-    pub const fn tcp(ports: RangeInclusive<u16>, to: u16) -> Self {
-        let mut forward = Self::udp(ports, to);
-        forward.proto = Proto::Tcp;
-        forward
-    }
-
-    /// The same with TCP rewritten.
-    pub const fn rewriting(mut self) -> Self {
-        self.rewrites_tcp = true;
-        self
-    }
-
-    /// The same on one listen address.
-    pub const fn on(mut self, addr: Addr) -> Self {
-        self.addr = addr;
-        self
-    }
-
-    /// The same with another target address.
-    pub const fn at(mut self, target: Addr) -> Self {
-        self.target = target;
-        self
-    }
-
-    /// The same with every port sent to the first target port.
-    pub const fn to_one(mut self) -> Self {
-        self.to_one = true;
-        self
-    }
-
-    /// The same with `addr` and the prefix of `bits` of its 128 among its
-    /// sources.
-    pub fn from(mut self, addr: Addr, bits: u32) -> Self {
-        self.from.push((addr, bits));
-        self
-    }
-
-    const fn target_port(&self, port: u16) -> u16 {
-        self.entry(0).target_port(port)
-    }
-
-    const fn entry(&self, slot: u32) -> RuleEntry {
-        let mut flags = 0;
-        if self.rewrites_tcp {
-            flags |= RuleEntry::REWRITE_TCP;
-        }
-        if !self.from.is_empty() {
-            flags |= RuleEntry::HAS_FROM;
-        }
-        RuleEntry {
-            listen_first: *self.ports.start(),
-            target_first: self.to,
-            offset_mask: if self.to_one { 0 } else { 0xffff },
-            flags,
-            targets: slot,
-            n_targets: 1,
-            generation: self.generation,
-        }
-    }
-
-    fn families(&self) -> &'static [Family] {
-        match (self.addr.is_unspecified(), self.target.is_unspecified()) {
-            (true, true) => &[Family::V4, Family::V6],
-            (true, false) => family(&self.target),
-            (false, _) => family(&self.addr),
-        }
-    }
-}
-
-const fn family(addr: &Addr) -> &'static [Family] {
-    match addr.family() {
-        Family::V4 => &[Family::V4],
-        Family::V6 => &[Family::V6],
-    }
 }
 
 /// What runs in the middle of another walk: the other CPU.
@@ -178,17 +64,27 @@ pub struct Memory {
     pub guarded: RefCell<Vec<u32>>,
     /// This host's addresses.
     pub own: RefCell<Vec<Addr>>,
+    /// Other hosts that are targets.
+    pub remotes: RefCell<Vec<Addr>>,
+    /// Next hops that differ from the kernel's: interface, destination, hop.
+    pub next_hops: RefCell<Vec<(u32, Addr, Addr)>>,
+    /// Clients whose network one interface leads to, and its index.
+    pub homes: RefCell<Vec<(Addr, u32)>>,
+    /// Ports that this host gives its own connections, first and last.
+    pub local_ports: Cell<(u16, u16)>,
     /// Calls on the flow tables so far.
     pub calls: Cell<u64>,
     ports: RefCell<HashMap<(u8, Proto, u16), PortEntry>>,
     claims: RefCell<HashMap<ClaimKey, u32>>,
     rules: RefCell<HashMap<u32, RuleEntry>>,
-    targets: RefCell<HashMap<u32, TargetEntry>>,
+    targets: RefCell<HashMap<u32, &'static TargetEntry>>,
     sources: RefCell<Vec<(u32, Addr, u32)>>,
     new: RefCell<Entries>,
     flows: RefCell<Entries>,
     foreign: RefCell<HashMap<FlowKey, u32>>,
+    dialled: RefCell<HashMap<PeerKey, Peer>>,
     verdicts: RefCell<HashMap<Verdict, u64>>,
+    calls_by_verdict: RefCell<HashMap<Verdict, u64>>,
     counters: RefCell<HashMap<u32, RuleCounters>>,
     interruption: RefCell<Option<(u64, Interruption)>>,
 }
@@ -227,6 +123,10 @@ impl Memory {
             timeouts: Cell::new(Timeouts::DEFAULT),
             guarded: RefCell::default(),
             own: RefCell::default(),
+            remotes: RefCell::default(),
+            next_hops: RefCell::default(),
+            homes: RefCell::default(),
+            local_ports: Cell::new((32_768, 60_999)),
             calls: Cell::new(0),
             ports: RefCell::default(),
             claims: RefCell::default(),
@@ -236,7 +136,9 @@ impl Memory {
             new: entries(),
             flows: entries(),
             foreign: RefCell::default(),
+            dialled: RefCell::default(),
             verdicts: RefCell::default(),
+            calls_by_verdict: RefCell::default(),
             counters: RefCell::default(),
             interruption: RefCell::default(),
         }
@@ -256,15 +158,15 @@ impl Memory {
     pub fn add(&self, slot: u32, forward: &Forward) {
         let bank = self.bank.get();
         self.rules.borrow_mut().insert(slot, forward.entry(slot));
-        self.set_target(
-            slot,
-            TargetEntry {
-                addr: forward.target,
-                ifindex: 0,
-                weight: 1,
-                flags: TargetEntry::LOCAL,
-            },
-        );
+        let here = TargetEntry::local(forward.target, 1);
+        self.set_target(slot, forward.across.unwrap_or(here));
+        let target = match forward.across {
+            None => PortEntry::TARGET,
+            Some(target) => {
+                self.remotes.borrow_mut().push(target.addr);
+                PortEntry::REMOTE
+            }
+        };
         for (addr, bits) in &forward.from {
             self.sources.borrow_mut().push((slot, *addr, *bits));
         }
@@ -275,7 +177,7 @@ impl Memory {
         for port in forward.ports.clone() {
             let class = u32::from(port) + 1;
             self.mark(forward.proto, port, class | probe | PortEntry::TRACKED);
-            self.mark(forward.proto, forward.target_port(port), PortEntry::TARGET);
+            self.mark(forward.proto, forward.target_port(port), target);
             for family in forward.families() {
                 let key = ClaimKey {
                     addr: forward.addr,
@@ -303,6 +205,7 @@ impl Memory {
 
     /// Writes a target entry.
     pub fn set_target(&self, index: u32, target: TargetEntry) {
+        let target: &TargetEntry = Box::leak(Box::new(target));
         self.targets.borrow_mut().insert(index, target);
     }
 
@@ -350,6 +253,12 @@ impl Memory {
     /// How often a verdict was counted.
     pub fn verdicts(&self, verdict: Verdict) -> u64 {
         let verdicts = self.verdicts.borrow();
+        verdicts.get(&verdict).copied().unwrap_or_default()
+    }
+
+    /// How often a verdict on a call was counted.
+    pub fn calls_with(&self, verdict: Verdict) -> u64 {
+        let verdicts = self.calls_by_verdict.borrow();
         verdicts.get(&verdict).copied().unwrap_or_default()
     }
 
@@ -430,14 +339,39 @@ impl Tables for Memory {
         self.clock.get()
     }
 
-    fn lifetime(&self, proto: u8, proven: bool) -> u32 {
+    fn lifetime(&self, proto: u8, life: Life) -> u32 {
         let timeouts = self.timeouts.get();
-        match (proto == Proto::Tcp.number(), proven) {
-            (true, false) => timeouts.tcp_half_open,
-            (true, true) => timeouts.tcp_established,
-            (false, false) => timeouts.udp_one_way,
-            (false, true) => timeouts.udp_two_way,
+        match (proto == Proto::Tcp.number(), life) {
+            (true, Life::Transitory) => timeouts.tcp_half_open,
+            (true, Life::Proven) => timeouts.tcp_established,
+            (false, Life::Transitory) => timeouts.udp_one_way,
+            (false, Life::Proven) => timeouts.udp_two_way,
         }
+    }
+
+    fn local_ports(&self) -> (u16, u16) {
+        self.local_ports.get()
+    }
+
+    fn next_hop(&self, ifindex: u32, addr: &Addr, hop: &mut Addr) -> bool {
+        let hops = self.next_hops.borrow();
+        let found = hops
+            .iter()
+            .find(|(index, to, _)| (*index, to) == (ifindex, addr));
+        if let Some((_, _, found)) = found {
+            *hop = *found;
+        }
+        found.is_some()
+    }
+
+    fn home(&self, addr: &Addr) -> u32 {
+        let homes = self.homes.borrow();
+        let home = homes.iter().find(|(of, _)| of == addr);
+        home.map_or(0, |(_, ifindex)| *ifindex)
+    }
+
+    fn is_remote(&self, addr: &Addr) -> bool {
+        self.remotes.borrow().contains(addr)
     }
 
     fn tracks_tcp(&self) -> bool {
@@ -466,7 +400,7 @@ impl Tables for Memory {
         self.rules.borrow().get(&slot).copied()
     }
 
-    fn target(&self, index: u32) -> Option<TargetEntry> {
+    fn target(&self, index: u32) -> Option<&TargetEntry> {
         self.targets.borrow().get(&index).copied()
     }
 
@@ -514,9 +448,12 @@ impl Tables for Memory {
         self.table(table).borrow_mut().forget(key)
     }
 
-    fn touch(&self, table: Table, key: &FlowKey, now: u32) -> bool {
+    fn touch(&self, table: Table, key: &FlowKey, now: u32, ifindex: u32) -> bool {
         self.step();
-        self.change(table, key, |flow| flow.seen = now)
+        self.change(table, key, |flow| {
+            flow.seen = now;
+            flow.ifindex = ifindex;
+        })
     }
 
     fn mark(&self, table: Table, key: &FlowKey, flags: u16, isn: u32) {
@@ -535,7 +472,20 @@ impl Tables for Memory {
         self.foreign.borrow_mut().insert(*key, now);
     }
 
-    fn draft(&self, packet: &Packet) -> Option<&mut Draft> {
+    fn dialled(&self, key: &PeerKey) -> Option<Peer> {
+        self.dialled.borrow().get(key).copied()
+    }
+
+    fn put_dialled(&self, key: &PeerKey, dialled: &Peer) -> bool {
+        self.dialled.borrow_mut().insert(*key, *dialled);
+        true
+    }
+
+    fn forget_dialled(&self, key: &PeerKey) {
+        self.dialled.borrow_mut().remove(key);
+    }
+
+    fn draft(&self) -> Option<&mut Draft> {
         let to = Tuple {
             src: Addr::UNSPECIFIED,
             dst: Addr::UNSPECIFIED,
@@ -543,15 +493,44 @@ impl Tables for Memory {
             dport: 0,
         };
         Some(Box::leak(Box::new(Draft {
-            packet: *packet,
+            packet: Packet {
+                family: Family::V4,
+                tuple: to,
+                proto: Proto::Tcp,
+                ifindex: 0,
+                transport: 0,
+                headers: 0,
+                len: 0,
+                seq: 0,
+                ack: 0,
+                flags: 0,
+                hops: 0,
+                unsummed: false,
+                unwired: 0,
+            },
             placement: Placement {
                 to,
                 slot: Flow::NO_RULE,
                 generation: 0,
                 flags: 0,
+                side: 0,
+                masquerades: false,
+                target: Flow::NO_TARGET,
+                ifindex: 0,
             },
             tried: 0,
-            key: to.key(packet.proto, 0),
+            way: Way {
+                ifindex: 0,
+                peer: false,
+                link: [0; 3],
+                mtu: 0,
+                hop: Addr::UNSPECIFIED,
+            },
+            options: Options {
+                bytes: [0; 64],
+                at: 0,
+            },
+            key: to.key(Proto::Tcp, 0),
             flow: Flow {
                 src: to.src,
                 dst: to.dst,
@@ -559,6 +538,7 @@ impl Tables for Memory {
                 dport: 0,
                 rule: Flow::NO_RULE,
                 generation: 0,
+                target: Flow::NO_TARGET,
                 ifindex: 0,
                 seen: 0,
                 isn: 0,
@@ -593,5 +573,13 @@ impl Tables for Memory {
 
     fn count_verdict(&self, verdict: Verdict) {
         *self.verdicts.borrow_mut().entry(verdict).or_default() += 1;
+    }
+
+    fn count_call(&self, verdict: Verdict) {
+        *self
+            .calls_by_verdict
+            .borrow_mut()
+            .entry(verdict)
+            .or_default() += 1;
     }
 }

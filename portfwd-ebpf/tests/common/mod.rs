@@ -6,8 +6,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{IpHeaders, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, PacketBuilder};
-use portfwd_common::{Addr, Flow, Proto, Verdict};
+use portfwd_common::{Action, Addr, Flow, FlowKey, Proto, TargetEntry, Verdict};
 use portfwd_ebpf::{
+    hook::Way,
     host::{self, Buffer, Forward, Machine, Memory},
     outcome::Outcome,
     packet::{ACK, SYN, Tuple},
@@ -18,6 +19,11 @@ use portfwd_ebpf::{
 pub const ETH0: u32 = 2;
 /// The loopback device.
 pub const LO: u32 = 1;
+
+/// Another device of the network.
+pub const ETH1: u32 = 3;
+/// The device of the targets on other hosts.
+pub const LAN: u32 = 5;
 
 /// A client in the network.
 pub const CLIENT: &str = "198.51.100.7:4000";
@@ -34,7 +40,96 @@ pub const DIALLED6: &str = "[2001:db8::1]:80";
 pub const TARGET6: &str = "[2001:db8::1]:5000";
 
 /// Addresses of this host.
-pub const OWN: [&str; 4] = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2"];
+pub const OWN: [&str; 6] = [
+    "192.0.2.1",
+    "192.0.2.2",
+    "2001:db8::1",
+    "2001:db8::2",
+    "10.0.0.1",
+    "2001:db8:2::1",
+];
+
+/// Who takes part in a flow to another host.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends {
+    /// The client, behind [`ETH0`].
+    pub client: &'static str,
+    /// The address and port of this host that it dials.
+    pub dialled: &'static str,
+    /// The target, behind [`LAN`].
+    pub target: &'static str,
+    /// This host's address on [`LAN`], with the client's port.
+    pub source: &'static str,
+}
+
+/// Over IPv4.
+pub const V4: Ends = Ends {
+    client: CLIENT,
+    dialled: DIALLED,
+    target: "10.0.0.5:8080",
+    source: "10.0.0.1:4000",
+};
+
+/// Over IPv6.
+pub const V6: Ends = Ends {
+    client: CLIENT6,
+    dialled: DIALLED6,
+    target: "[2001:db8:2::5]:8080",
+    source: "[2001:db8:2::1]:4000",
+};
+
+/// Over either.
+pub const ENDS: [Ends; 2] = [V4, V6];
+
+impl Ends {
+    /// What the client sends.
+    pub fn open(&self) -> Tuple {
+        tuple(self.client, self.dialled)
+    }
+
+    /// What the target sees of it when the client's address is kept.
+    pub fn kept(&self) -> Tuple {
+        tuple(self.client, self.target)
+    }
+
+    /// What the target sees of it when the flow is masqueraded.
+    pub fn masked(&self) -> Tuple {
+        tuple(self.source, self.target)
+    }
+
+    /// The target, with flags.
+    pub fn entry(&self, flags: u16) -> TargetEntry {
+        TargetEntry {
+            addr: self.kept().dst,
+            source: self.masked().src,
+            hop: Addr::UNSPECIFIED,
+            ifindex: LAN,
+            link: [0; 3],
+            weight: 1,
+            flags,
+        }
+    }
+
+    /// The rule for port 80 of this host.
+    pub fn rule(&self, proto: Proto, flags: u16) -> Forward {
+        self.rule_on(proto, 80, flags)
+    }
+
+    /// A rule for another port.
+    pub fn rule_on(&self, proto: Proto, port: u16, flags: u16) -> Forward {
+        let port = port..=port;
+        match proto {
+            Proto::Tcp => Forward::tcp(port, 8080),
+            _ => Forward::udp(port, 8080),
+        }
+        .to_host(self.entry(flags))
+    }
+
+    /// A host with that rule.
+    pub fn host(&self, proto: Proto, flags: u16) -> Host {
+        Host::without_sockets(&[self.rule(proto, flags)])
+    }
+}
 
 pub fn addr(text: &str) -> Addr {
     Addr::from(text.parse::<IpAddr>().expect("an address"))
@@ -152,6 +247,42 @@ pub fn second(proto: Proto, tuple: &Tuple) -> Vec<u8> {
         Proto::Tcp => tcp(tuple, ACK, [101, 701], b"data"),
         _ => udp(tuple, b"again"),
     }
+}
+
+/// A SYN with TCP options, filled up with zeros.
+pub fn syn_with(tuple: &Tuple, flags: u8, options: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut builder = PacketBuilder::ip(ip_headers(tuple, &[]))
+        .tcp(tuple.sport, tuple.dport, 100, 64_000)
+        .syn();
+    if flags & ACK != 0 {
+        builder = builder.ack(7);
+    }
+    builder
+        .options_raw(options)
+        .expect("40 bytes at most")
+        .write(&mut bytes, &[])
+        .expect("into memory");
+    bytes
+}
+
+/// The packet with another TTL or hop limit.
+pub fn hops(mut bytes: Vec<u8>, hops: u8) -> Vec<u8> {
+    if bytes[0] >> 4 == 6 {
+        bytes[7] = hops;
+        return bytes;
+    }
+    bytes[8] = hops;
+    bytes[10..12].fill(0);
+    let header = usize::from(bytes[0] & 15) * 4;
+    let checksum = !fold(sum(&bytes[..header]));
+    bytes[10..12].copy_from_slice(&checksum.to_be_bytes());
+    bytes
+}
+
+/// TTL or hop limit of a packet.
+pub fn hops_of(bytes: &[u8]) -> u8 {
+    bytes[if bytes[0] >> 4 == 6 { 7 } else { 8 }]
 }
 
 /// Where the transport header starts, and the protocol.
@@ -277,6 +408,11 @@ impl Host {
         Self::on(machine, forwards)
     }
 
+    /// The same without a socket.
+    pub fn without_sockets(forwards: &[Forward]) -> Self {
+        Self::on(Machine::new(&OWN.map(addr)), forwards)
+    }
+
     /// The same on a machine of one's own.
     pub fn on(machine: Machine, forwards: &[Forward]) -> Self {
         let memory = Memory::with(forwards);
@@ -308,13 +444,80 @@ impl Host {
     /// A buffer arrives.
     #[track_caller]
     pub fn take(&self, buffer: Buffer<'_>) -> (Outcome, Vec<u8>) {
-        judged(buffer, |buffer| host::arrive(buffer, &self.memory))
+        let (outcome, buffer) = judged(buffer, |buffer| host::arrive(buffer, &self.memory));
+        (outcome, buffer.bytes)
     }
 
     /// A buffer leaves.
     #[track_caller]
     pub fn send(&self, buffer: Buffer<'_>) -> (Outcome, Vec<u8>) {
-        judged(buffer, |buffer| host::depart(buffer, &self.memory))
+        let (outcome, buffer) = judged(buffer, |buffer| host::depart(buffer, &self.memory));
+        (outcome, buffer.bytes)
+    }
+
+    /// A packet arrives by a device; the tuple that leaves, and the way.
+    #[track_caller]
+    pub fn pass(&self, bytes: &[u8], ifindex: u32) -> Passed {
+        let buffer = self.buffer(bytes).on(ifindex);
+        Passed::of(judged(buffer, |buffer| host::arrive(buffer, &self.memory)))
+    }
+
+    /// The same by a device whose clients are not served.
+    #[track_caller]
+    pub fn pass_back(&self, bytes: &[u8], ifindex: u32) -> Passed {
+        let buffer = self.buffer(bytes).on(ifindex);
+        let walk = |buffer: &mut _| host::arrive_back(buffer, &self.memory);
+        Passed::of(judged(buffer, walk))
+    }
+
+    /// A client's packet arrives by [`ETH0`] and is sent to the target; the
+    /// tuple that the target sees.
+    #[track_caller]
+    pub fn relayed(&self, bytes: &[u8]) -> Tuple {
+        let passed = self.pass(bytes, ETH0);
+        assert_eq!(passed.verdict(), Verdict::Forwarded, "{:?}", passed.tuple);
+        assert_eq!(passed.ifindex(), LAN);
+        passed.tuple
+    }
+
+    /// The target's packet arrives by [`LAN`] and is sent to the client; the
+    /// tuple that the client sees.
+    #[track_caller]
+    pub fn returned(&self, bytes: &[u8]) -> Tuple {
+        let passed = self.pass(bytes, LAN);
+        assert_eq!(passed.verdict(), Verdict::Returned, "{:?}", passed.tuple);
+        passed.tuple
+    }
+
+    /// A flow of [`Ends::open`] from its first packet to its proof; what the
+    /// target sees.
+    #[track_caller]
+    pub fn prove(&self, proto: Proto, open: &Tuple) -> Tuple {
+        let seen = self.relayed(&first(proto, open));
+        assert_eq!(
+            self.returned(&answer(proto, &seen.reversed())),
+            open.reversed()
+        );
+        assert_eq!(self.relayed(&second(proto, open)), seen);
+        seen
+    }
+
+    /// Every entry of both flow tables.
+    pub fn entries(&self) -> Vec<(Table, FlowKey, Flow)> {
+        let mut entries = Vec::new();
+        for table in [Table::New, Table::Flows] {
+            for (key, flow) in self.memory.entries(table) {
+                entries.push((table, key, flow));
+            }
+        }
+        entries.sort_by_key(|(_, key, _)| (key.src, key.dst, key.sport, key.dport, key.side));
+        entries
+    }
+
+    /// The flow tables are as they were before.
+    #[track_caller]
+    pub fn assert_entries(&self, before: &[(Table, FlowKey, Flow)]) {
+        assert_eq!(self.entries(), before);
     }
 
     /// A packet arrives and is rewritten; the tuple that the target sees.
@@ -344,25 +547,65 @@ impl Host {
     }
 }
 
+/// What became of a packet.
+#[derive(Clone, Debug)]
+pub struct Passed {
+    pub outcome: Outcome,
+    pub bytes: Vec<u8>,
+    /// The tuple that it has now.
+    pub tuple: Tuple,
+    /// The way that it was sent.
+    pub sent: Option<Way>,
+}
+
+impl Passed {
+    fn of((outcome, buffer): (Outcome, Buffer<'_>)) -> Self {
+        Self {
+            outcome,
+            tuple: tuple_of(&buffer.bytes),
+            sent: buffer.sent,
+            bytes: buffer.bytes,
+        }
+    }
+
+    pub const fn verdict(&self) -> Verdict {
+        self.outcome.verdict
+    }
+
+    /// The device that it was sent by.
+    #[track_caller]
+    pub fn ifindex(&self) -> u32 {
+        self.sent.expect("it was sent").ifindex
+    }
+}
+
+/// Walks a buffer and checks what every verdict promises.
 #[track_caller]
-fn judged<'a>(
+pub fn judged<'a>(
     mut buffer: Buffer<'a>,
     walk: impl FnOnce(&mut Buffer<'a>) -> Outcome,
-) -> (Outcome, Vec<u8>) {
+) -> (Outcome, Buffer<'a>) {
     let before = buffer.bytes.clone();
     let outcome = walk(&mut buffer);
-    let may_change = matches!(
-        outcome.verdict,
-        Verdict::Rewritten | Verdict::Restored | Verdict::Moved
-    );
+    let verdict = outcome.verdict;
+    let sends = verdict.action() == Action::Send;
+    let may_change = sends
+        || matches!(
+            verdict,
+            Verdict::Rewritten | Verdict::Restored | Verdict::Moved
+        );
+    assert_eq!(buffer.sent.is_some(), sends, "{verdict:?}");
+    assert_eq!(buffer.bytes.len(), before.len());
     if may_change {
         assert!(buffer.rewrites <= 1);
         assert_sums(&buffer.bytes, buffer.partial);
         let differs = before != buffer.bytes;
         assert!(!differs || buffer.rewrites == 1);
+        let hops = hops_of(&before) - u8::from(sends);
+        assert_eq!(hops_of(&buffer.bytes), hops, "{verdict:?}");
     } else {
-        assert_eq!(before, buffer.bytes, "{:?}", outcome.verdict);
+        assert_eq!(before, buffer.bytes, "{verdict:?}");
         assert_eq!(buffer.rewrites, 0);
     }
-    (outcome, buffer.bytes)
+    (outcome, buffer)
 }

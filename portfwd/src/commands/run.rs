@@ -11,7 +11,8 @@ use portfwd::{
     Error, Forwarder, Options, Tcp,
     host::netns,
     plan::{self, TcpMechanism},
-    rule::{Proto, RuleSpec},
+    reach::{Reach, Way},
+    rule::{Nat, Proto, Rule, RuleSpec, Target, proto_name},
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -32,7 +33,9 @@ pub fn run(arguments: &Run) -> anyhow::Result<()> {
         rules,
         interfaces: arguments.interfaces(),
         local: !arguments.no_local,
+        cgroup: arguments.cgroup.clone(),
         tcp: tcp()?,
+        max_flows: arguments.max_flows,
         log_flows: arguments.verbose,
     };
     if let Some(namespace) = &arguments.netns {
@@ -63,7 +66,7 @@ async fn forward(options: Options, stats: Option<u32>) -> anyhow::Result<()> {
     // until it can be undone.
     let mut ends = Ends::new().context("cannot listen for signals")?;
     let mut forwarder = Forwarder::start(options).await?;
-    introduce(&forwarder);
+    introduce(&forwarder)?;
     let mut ticks = stats.map(every);
     loop {
         tokio::select! {
@@ -125,9 +128,15 @@ fn warn(event: Result<(), Error>) {
     }
 }
 
-fn introduce(forwarder: &Forwarder) {
+fn introduce(forwarder: &Forwarder) -> Result<(), Error> {
     for spec in forwarder.rules() {
         say(line(forwarder, spec));
+        for line in spec.rule.targets.iter().filter_map(|target| {
+            let reach = forwarder.reach(target);
+            nat(&reach, spec.nat)
+        }) {
+            say(format_args!("  {line}"));
+        }
     }
     let opened: Vec<String> = forwarder.opened().collect();
     if !opened.is_empty() {
@@ -136,26 +145,73 @@ fn introduce(forwarder: &Forwarder) {
             opened.join(", ")
         ));
     }
+    let tables = forwarder.flow_tables()?;
+    say(format_args!(
+        "room for {} flows: {}",
+        tables.flows(),
+        tables.memory()
+    ));
     say("ready; press Ctrl-C to stop");
+    Ok(())
 }
 
-/// One line for a rule: mechanism, hook and why.
+/// One line for a rule: hook, mechanism and why.
 fn line(forwarder: &Forwarder, spec: &RuleSpec) -> String {
-    let ways: Vec<String> = spec
-        .rule
-        .protos
-        .iter()
-        .map(|proto| way(forwarder, proto))
-        .collect();
-    let devices = match forwarder.devices() {
+    let mut devices: Vec<&str> = forwarder.devices().iter().map(String::as_str).collect();
+    let mut ways = Vec::new();
+    for target in &spec.rule.targets {
+        match forwarder.reach(target) {
+            Reach::Local => ways.extend(spec.rule.protos.iter().map(|p| way(forwarder, p))),
+            Reach::Remote(way) => {
+                ways.push(way_out(&spec.rule, target, way.as_ref()));
+                // There is no way across lo: who dials there is hooked.
+                let all = devices.len();
+                devices.retain(|device| *device != "lo");
+                if devices.len() < all {
+                    ways.push("programs on this host by connect".to_owned());
+                }
+            }
+        }
+    }
+    let devices = match devices[..] {
         [] => "no device yet".to_owned(),
-        devices => devices.join(", "),
+        _ => devices.join(", "),
     };
     format!(
         "{}  on tc ingress of {devices}: {}",
         spec.rule,
         ways.join("; ")
     )
+}
+
+/// How packets go to another host.
+fn way_out(rule: &Rule, target: &Target, way: Option<&Way>) -> String {
+    let protos: Vec<&str> = rule.protos.iter().map(proto_name).collect();
+    let protos = protos.join(" and ");
+    let addr = target.addr.map(|addr| addr.to_string()).unwrap_or_default();
+    let Some(way) = way else {
+        return format!("{protos} to {addr}, to which no route leads yet (dropped as no-route)");
+    };
+    let by = match way.may_peer() {
+        true => "redirect-peer",
+        false => "redirect",
+    };
+    let via = match way.gateway {
+        Some(gateway) => format!(" via {gateway}"),
+        None => String::new(),
+    };
+    format!("{protos} by {by} to {addr}{via} on {}", way.device)
+}
+
+/// What becomes of the client's address, where there is something to say.
+fn nat(reach: &Reach, nat: Nat) -> Option<String> {
+    match (reach, nat) {
+        (Reach::Remote(Some(way)), nat) => Some(way.nat(nat)),
+        (Reach::Local, Nat::Masquerade) => Some(
+            "the client's address is kept: --nat masquerade is for targets on other hosts".into(),
+        ),
+        (Reach::Remote(None), _) | (Reach::Local, Nat::Auto | Nat::Preserve) => None,
+    }
 }
 
 fn way(forwarder: &Forwarder, proto: Proto) -> String {
@@ -183,4 +239,52 @@ fn way(forwarder: &Forwarder, proto: Proto) -> String {
 fn say(text: impl Display) {
     let mut out = io::stdout().lock();
     let _closed = writeln!(out, "{text}").and_then(|()| out.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(text: &str) -> Rule {
+        text.parse().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn out(text: &str, way: Option<&Way>) -> String {
+        let rule = rule(text);
+        way_out(&rule, &rule.targets[0], way)
+    }
+
+    #[test]
+    fn the_way_to_another_host_is_told() {
+        let mut way = Way {
+            ifindex: 3,
+            device: "br0".to_owned(),
+            source: None,
+            gateway: None,
+            default: false,
+            tunnel: false,
+            pair: None,
+            neighbour: None,
+        };
+        let text = "80:10.0.0.5:8080";
+        assert_eq!(out(text, Some(&way)), "tcp by redirect to 10.0.0.5 on br0");
+        way.pair = Some([2; 6]);
+        assert_eq!(
+            out("53:10.0.0.5/tcp+udp", Some(&way)),
+            "tcp and udp by redirect-peer to 10.0.0.5 on br0"
+        );
+        way.gateway = "10.0.0.254".parse().ok();
+        assert_eq!(
+            out(text, Some(&way)),
+            "tcp by redirect to 10.0.0.5 via 10.0.0.254 on br0"
+        );
+        assert!(out(text, None).ends_with("no route leads yet (dropped as no-route)"));
+    }
+
+    #[test]
+    fn masquerading_for_this_host_is_said_to_be_none() {
+        assert_eq!(nat(&Reach::Local, Nat::Auto), None);
+        let line = nat(&Reach::Local, Nat::Masquerade).expect("something to say");
+        assert!(line.contains("kept"), "{line}");
+    }
 }

@@ -24,6 +24,9 @@ pub enum Side {
     Egress,
     /// Packets that arrive.
     Ingress,
+    /// The same where clients are not served: only replies of other hosts are
+    /// met.
+    Back,
 }
 
 /// An attached program; detaches when it is dropped.
@@ -36,7 +39,7 @@ impl Side {
     const fn attach_type(self) -> TcAttachType {
         match self {
             Self::Egress => TcAttachType::Egress,
-            Self::Ingress => TcAttachType::Ingress,
+            Self::Ingress | Self::Back => TcAttachType::Ingress,
         }
     }
 
@@ -45,7 +48,7 @@ impl Side {
     fn order(self) -> LinkOrder {
         match self {
             Self::Egress => LinkOrder::last(),
-            Self::Ingress => LinkOrder::first(),
+            Self::Ingress | Self::Back => LinkOrder::first(),
         }
     }
 
@@ -53,6 +56,8 @@ impl Side {
         match (self, link) {
             (Self::Ingress, Link::Ethernet) => names::TC_IN,
             (Self::Ingress, Link::Bare) => names::TC_IN_L3,
+            (Self::Back, Link::Ethernet) => names::TC_BACK,
+            (Self::Back, Link::Bare) => names::TC_BACK_L3,
             (Self::Egress, Link::Ethernet) => names::TC_OUT,
             (Self::Egress, Link::Bare) => names::TC_OUT_L3,
         }
@@ -88,6 +93,11 @@ impl Dataplane {
         Ok(())
     }
 
+    /// Whether the program of one side is attached to a device.
+    pub fn is_attached(&self, ifindex: u32, side: Side) -> bool {
+        self.attached.contains_key(&(ifindex, side))
+    }
+
     /// Detaches from every device for which `keep` is false.
     pub fn retain(&mut self, keep: impl Fn(u32, Side) -> bool) {
         self.attached
@@ -96,6 +106,7 @@ impl Dataplane {
 
     /// Detaches from everything.
     pub fn detach(&mut self) {
+        self.hooks.clear();
         self.attached.clear();
     }
 }
@@ -103,7 +114,7 @@ impl Dataplane {
 const fn describe(side: Side) -> &'static str {
     match side {
         Side::Egress => "tc egress",
-        Side::Ingress => "tc ingress",
+        Side::Ingress | Side::Back => "tc ingress",
     }
 }
 

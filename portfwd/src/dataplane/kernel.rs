@@ -17,6 +17,8 @@ pub struct Features {
     pub steer_all: bool,
     /// `bpf_ktime_get_coarse_ns` (5.11).
     pub coarse_clock: bool,
+    /// `bpf_check_mtu` (5.12).
+    pub check_mtu: bool,
     /// tcx links (6.6, commit e420bed02507); a clsact qdisc below.
     pub tcx: bool,
 }
@@ -35,6 +37,7 @@ impl Features {
             steer,
             steer_all: steer && at_6_6,
             coarse_clock: helper(BpfHelper::BPF_FUNC_ktime_get_coarse_ns)?,
+            check_mtu: helper(BpfHelper::BPF_FUNC_check_mtu)?,
             tcx: at_6_6,
         })
     }

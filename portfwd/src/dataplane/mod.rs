@@ -5,9 +5,11 @@
 //! last. Dropping it detaches.
 
 mod attach;
+mod hooks;
 mod kernel;
 mod object;
 mod ports;
+mod room;
 mod tables;
 mod trial;
 
@@ -17,6 +19,7 @@ pub use attach::{Attached, Side};
 use aya::Ebpf;
 pub use kernel::Features;
 pub use object::Settings;
+pub use room::{FlowTables, Memory};
 pub use trial::{Entrance, Trial};
 
 use crate::Error;
@@ -26,6 +29,7 @@ pub struct Dataplane {
     ebpf: Ebpf,
     tcx: bool,
     attached: BTreeMap<(u32, Side), Attached>,
+    hooks: Vec<hooks::Hook>,
     log: Option<object::FlowLog>,
 }
 
@@ -45,6 +49,7 @@ impl Dataplane {
             ebpf,
             tcx: features.tcx,
             attached: BTreeMap::new(),
+            hooks: Vec::new(),
             log,
         })
     }

@@ -2,13 +2,17 @@
 
 use std::path::Path;
 
-use aya::{Ebpf, EbpfLoader, include_bytes_aligned, programs::SchedClassifier};
+use aya::{
+    Ebpf, EbpfError, EbpfLoader, include_bytes_aligned,
+    maps::MapError,
+    programs::{Program, ProgramError, SchedClassifier},
+};
 use aya_log::EbpfLogger;
-use portfwd_common::{Timeouts, names, settings::flow_entries};
+use portfwd_common::{Timeouts, names};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{Features, machine};
-use crate::Error;
+use super::{Features, FlowTables, machine};
+use crate::{Error, host::netns};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portfwd-bpf"));
 
@@ -19,43 +23,55 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// Flows that the tables hold.
     pub max_flows: u32,
+    /// The ports that this host gives its own connections, see
+    /// [`portfwd_common::settings::local_ports`].
+    pub local_ports: u32,
     /// The programs announce new flows.
     pub log_flows: bool,
 }
 
 /// Loads maps and programs. The maps are pinned under `pins` by their names.
 pub(super) fn load(settings: &Settings, features: Features, pins: &Path) -> Result<Ebpf, Error> {
-    let cpus = aya::util::nr_cpus().map_err(|(file, error)| machine(file, error))? as u32;
-    let entries = flow_entries(settings.max_flows, cpus);
-    let small = flow_entries(settings.max_flows / 4, cpus);
-    let flags = [features.steer, features.steer_all, features.coarse_clock].map(u8::from);
-    let [steer, steer_all, coarse_clock] = &flags;
+    let tables = FlowTables::new(settings.max_flows)?;
+    let flags = [
+        features.steer,
+        features.steer_all,
+        features.coarse_clock,
+        features.check_mtu,
+    ]
+    .map(u8::from);
+    let [steer, steer_all, coarse_clock, check_mtu] = &flags;
     let level = if settings.log_flows {
         log::Level::Info as u8
     } else {
         0
     };
     let timeouts = &settings.timeouts;
+    // No namespace has 0, so the hooks serve nobody where it is not known.
+    let netns = netns::cookie_number()?.unwrap_or_default();
 
     let mut loader = EbpfLoader::new();
     loader
         .override_global(names::STEER, steer, true)
         .override_global(names::STEER_ALL, steer_all, true)
         .override_global(names::COARSE_CLOCK, coarse_clock, true)
+        .override_global(names::NETNS_COOKIE, &netns, true)
+        .override_global(names::CHECK_MTU, check_mtu, true)
+        .override_global(names::LOCAL_PORTS, &settings.local_ports, true)
         .override_global(names::TCP_HALF_OPEN, &timeouts.tcp_half_open, true)
         .override_global(names::TCP_ESTABLISHED, &timeouts.tcp_established, true)
         .override_global(names::UDP_ONE_WAY, &timeouts.udp_one_way, true)
         .override_global(names::UDP_TWO_WAY, &timeouts.udp_two_way, true)
         .override_global(aya_log::LEVEL, &level, true)
-        .map_max_entries(names::FLOWS, entries)
-        .map_max_entries(names::NEW, small)
-        .map_max_entries(names::FOREIGN, small);
+        .map_max_entries(names::FLOWS, tables.proven())
+        .map_max_entries(names::NEW, tables.unproven())
+        .map_max_entries(names::FOREIGN, tables.unproven());
     for name in names::PINNED {
         loader.map_pin_path(name, pins.join(name));
     }
     let mut ebpf = loader
         .load(OBJECT)
-        .map_err(|error| machine("cannot load the BPF maps", error))?;
+        .map_err(|error| refused(&tables, error))?;
     // Devices without a link-layer header are rare: their programs are loaded
     // when one is there.
     for name in [names::TC_IN, names::TC_OUT] {
@@ -64,23 +80,44 @@ pub(super) fn load(settings: &Settings, features: Features, pins: &Path) -> Resu
     Ok(ebpf)
 }
 
+fn refused(tables: &FlowTables, error: EbpfError) -> Error {
+    match &error {
+        EbpfError::MapError(MapError::CreateError { io_error, .. })
+            if io_error.raw_os_error() == Some(libc::ENOMEM) =>
+        {
+            Error::machine(format!(
+                "the kernel has no memory for the tables of {} flows, which take {};                  type a smaller `--max-flows`",
+                tables.flows(),
+                tables.memory()
+            ))
+        }
+        _ => machine("cannot load the BPF maps", error),
+    }
+}
+
 /// A program by its name, loaded at the first call.
 pub(super) fn program<'a>(
     ebpf: &'a mut Ebpf,
     name: &str,
 ) -> Result<&'a mut SchedClassifier, Error> {
-    let program = ebpf
-        .program_mut(name)
-        .ok_or_else(|| Error::machine(format!("the BPF object holds no program {name}")))?;
-    let program: &mut SchedClassifier = program
-        .try_into()
-        .map_err(|error| machine(format!("program {name}"), error))?;
+    let program: &mut SchedClassifier = find(ebpf, name)?;
     if program.fd().is_err() {
         program
             .load()
             .map_err(|error| machine(format!("cannot load program {name}"), error))?;
     }
     Ok(program)
+}
+
+/// A program by its name, loaded or not.
+pub(super) fn find<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, Error>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    ebpf.program_mut(name)
+        .ok_or_else(|| Error::machine(format!("the BPF object holds no program {name}")))?
+        .try_into()
+        .map_err(|error| machine(format!("program {name}"), error))
 }
 
 /// The programs' log: one line for each new flow.

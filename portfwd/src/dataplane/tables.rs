@@ -1,19 +1,23 @@
 //! Reading and writing the maps.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{self, BTreeMap, BTreeSet},
+    hash::Hash,
     net::IpAddr,
     os::fd::AsFd as _,
 };
 
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapError, PerCpuArray, lpm_trie};
+use aya::{
+    Pod,
+    maps::{Array, HashMap, LpmTrie, Map, MapError, PerCpuArray, lpm_trie},
+};
 use portfwd_common::{
     ABI, Addr, Bank, ClaimKey, Forwarder, FromKey, RuleCounters, RuleEntry, TargetEntry, Verdict,
     names,
 };
 
 use super::{Dataplane, machine, ports};
-use crate::{Error, plan::Plan};
+use crate::{Error, homes, hops, plan::Plan};
 
 impl Dataplane {
     /// Fills the bank that is not in use with the plan's rules and switches to
@@ -42,11 +46,10 @@ impl Dataplane {
         for (slot, rule) in (0..).zip(&plan.rules) {
             rules.set(slot, rule, 0).map_err(failed(names::RULES))?;
         }
-        let mut targets: Array<_, TargetEntry> = self.map_mut(names::TARGETS)?;
-        for (index, target) in (0..).zip(&plan.targets) {
-            targets
-                .set(index, target, 0)
-                .map_err(failed(names::TARGETS))?;
+        self.set_targets(&plan.targets)?;
+        let mut remotes: HashMap<_, Addr, u32> = self.map_mut(names::REMOTES)?;
+        for addr in &plan.remotes {
+            remotes.insert(addr, 1, 0).map_err(failed(names::REMOTES))?;
         }
         let mut from: LpmTrie<_, FromKey, u32> = self.map_mut(names::FROM)?;
         for (bits, key) in &plan.from {
@@ -54,6 +57,19 @@ impl Dataplane {
                 .map_err(failed(names::FROM))?;
         }
         Ok(())
+    }
+
+    /// Writes the targets of all rules, each in its place: flows find theirs
+    /// by it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`] when the map refuses.
+    pub fn set_targets(&mut self, targets: &[TargetEntry]) -> Result<(), Error> {
+        let mut map: Array<_, TargetEntry> = self.map_mut(names::TARGETS)?;
+        (0..).zip(targets).try_for_each(|(index, target)| {
+            map.set(index, target, 0).map_err(failed(names::TARGETS))
+        })
     }
 
     fn write_claims(&mut self, plan: &Plan, bank: Bank) -> Result<(), Error> {
@@ -94,6 +110,53 @@ impl Dataplane {
         Ok(())
     }
 
+    /// Makes NEXT_HOPS hold exactly these.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`] when the map is full.
+    pub(crate) fn set_next_hops(&mut self, wanted: &hops::Entries) -> Result<(), Error> {
+        self.set_trie(names::NEXT_HOPS, wanted)
+    }
+
+    /// Makes HOMES hold exactly these.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`] when the map is full.
+    pub(crate) fn set_homes(&mut self, wanted: &homes::Entries) -> Result<(), Error> {
+        self.set_trie(names::HOMES, wanted)
+    }
+
+    fn set_trie<K, V>(
+        &mut self,
+        name: &str,
+        wanted: &collections::HashMap<(u32, K), V>,
+    ) -> Result<(), Error>
+    where
+        K: Pod + Eq + Hash,
+        V: Pod + PartialEq,
+    {
+        let mut map: LpmTrie<_, K, V> = self.map_mut(name)?;
+        let present: collections::HashMap<(u32, K), V> = map
+            .iter()
+            .map(|entry| entry.map(|(key, value)| ((key.prefix_len(), key.data()), value)))
+            .collect::<Result<_, _>>()
+            .map_err(failed(name))?;
+        for (bits, key) in present.keys().filter(|key| !wanted.contains_key(key)) {
+            map.remove(&lpm_trie::Key::new(*bits, *key))
+                .map_err(failed(name))?;
+        }
+        for (place, value) in wanted {
+            if present.get(place) != Some(value) {
+                let (bits, key) = *place;
+                map.insert(&lpm_trie::Key::new(bits, key), value, 0)
+                    .map_err(failed(name))?;
+            }
+        }
+        Ok(())
+    }
+
     /// From now on nothing but flows of rules crosses a device to or from
     /// 127.0.0.0/8.
     ///
@@ -124,22 +187,26 @@ impl Dataplane {
             .collect()
     }
 
-    /// Packets by verdict, all CPUs together.
+    /// Packets and calls by verdict, all CPUs together.
     ///
     /// # Errors
     ///
     /// [`Error::Machine`] when the map cannot be read.
     pub fn verdicts(&self) -> Result<Vec<(Verdict, u64)>, Error> {
-        let map: PerCpuArray<_, u64> = self.map(names::VERDICTS)?;
         Verdict::ALL
             .iter()
             .map(|verdict| {
-                let cpus = map
-                    .get(&(*verdict as u32), 0)
-                    .map_err(failed(names::VERDICTS))?;
-                Ok((*verdict, cpus.iter().sum()))
+                let packets = self.count(names::VERDICTS, *verdict)?;
+                let calls = self.count(names::HOOK_VERDICTS, *verdict)?;
+                Ok((*verdict, packets + calls))
             })
             .collect()
+    }
+
+    fn count(&self, name: &str, verdict: Verdict) -> Result<u64, Error> {
+        let map: PerCpuArray<_, u64> = self.map(name)?;
+        let cpus = map.get(&(verdict as u32), 0).map_err(failed(name))?;
+        Ok(cpus.iter().sum())
     }
 
     fn raw(&self, name: &str) -> Result<&Map, Error> {

@@ -14,9 +14,15 @@ use portfwd_common::Action;
 use super::{Dataplane, Side, machine, object};
 use crate::{Error, host::devices::Link};
 
-/// Return values of a TC program (`TC_ACT_UNSPEC` and `TC_ACT_SHOT`).
+/// Return values of a TC program (`TC_ACT_UNSPEC`, `TC_ACT_SHOT` and
+/// `TC_ACT_REDIRECT`).
 const UNSPEC: i32 = -1;
 const SHOT: i32 = 2;
+const REDIRECT: i32 = 7;
+
+/// Bytes of the Ethernet header that a packet from a device without one is
+/// given on the way to another host.
+const ETHERNET: usize = 14;
 
 /// Where a packet meets the programs, and what its frame does not say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -102,7 +108,7 @@ impl Dataplane {
         frame: &[u8],
         passes: u32,
     ) -> Result<Trial, Error> {
-        let mut out = vec![0; frame.len()];
+        let mut out = vec![0; frame.len() + ETHERNET];
         let context = Context::new(entrance);
         let options = TestRunOptions {
             data_in: Some(frame),
@@ -145,8 +151,9 @@ fn action(returned: i32) -> Result<Action, Error> {
     match returned {
         UNSPEC => Ok(Action::Pass),
         SHOT => Ok(Action::Drop),
+        REDIRECT => Ok(Action::Send),
         other => Err(Error::machine(format!(
-            "a program returned {other}, which is neither TC_ACT_UNSPEC nor TC_ACT_SHOT"
+            "a program returned {other}, which is none of TC_ACT_UNSPEC, TC_ACT_SHOT and TC_ACT_REDIRECT"
         ))),
     }
 }

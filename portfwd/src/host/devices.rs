@@ -6,21 +6,14 @@ use std::ffi::CStr;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
 
 use futures::TryStreamExt;
-use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
-};
 use rtnetlink::Handle;
 use rtnetlink::packet_route::AddressFamily as Family;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
     InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, Prop,
 };
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use super::kernel::Release;
 use crate::Error;
@@ -45,6 +38,10 @@ pub struct Device {
     pub link: Link,
     /// The device of packets that never leave this host.
     pub loopback: bool,
+    /// Its Ethernet address.
+    pub mac: Option<[u8; 6]>,
+    /// One end of a veth pair whose other end is in another namespace.
+    pub leads_out: bool,
 }
 
 /// A device that no program is attached to, and why.
@@ -137,81 +134,6 @@ pub fn name_of(ifindex: u32) -> Option<String> {
     Some(name.to_string_lossy().into_owned())
 }
 
-/// Starts to watch for changes of devices (new, gone, renamed, another
-/// master) and of addresses. Watch first and list then, so that nothing is
-/// missed between the two.
-pub fn watch() -> Result<Watch, Error> {
-    open_watch().map_err(|errno| no_netlink(&errno.into()))
-}
-
-/// What came in since the last look, without saying what: list again.
-#[derive(Debug)]
-pub struct Watch {
-    socket: AsyncFd<OwnedFd>,
-}
-
-impl Watch {
-    /// Returns when something may have changed since the last return; many
-    /// changes at once count as one. Nothing is lost when the future is
-    /// dropped before it is ready.
-    ///
-    /// The messages are not read but only counted as news: an overrun of the
-    /// buffer (`ENOBUFS`) and a message of a later kernel are news as well.
-    pub async fn changed(&mut self) -> Result<(), Error> {
-        loop {
-            let mut ready = self
-                .socket
-                .readable()
-                .await
-                .map_err(|error| no_netlink(&error))?;
-            let news = drain(ready.get_inner()).map_err(|errno| no_netlink(&errno.into()))?;
-            ready.clear_ready();
-            if news {
-                return Ok(());
-            }
-        }
-    }
-}
-
-fn open_watch() -> nix::Result<Watch> {
-    let socket = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkRoute,
-    )?;
-    let groups = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
-    bind(
-        socket.as_raw_fd(),
-        &NetlinkAddr::new(0, groups.cast_unsigned()),
-    )?;
-    // SAFETY: the `AsyncFd` owns the descriptor, which stays open and the same
-    // until it is dropped; nothing takes it out.
-    let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(
-        |error| {
-            io::Error::from(error)
-                .raw_os_error()
-                .map_or(Errno::EIO, Errno::from_raw)
-        },
-    )?;
-    Ok(Watch { socket })
-}
-
-/// Empties the socket, and whether there was anything in it.
-fn drain(socket: &OwnedFd) -> nix::Result<bool> {
-    let mut news = false;
-    // What does not fit is cut off: only the arrival counts.
-    let mut message = [0; 16];
-    loop {
-        match recv(socket.as_raw_fd(), &mut message, MsgFlags::MSG_DONTWAIT) {
-            Ok(_) | Err(Errno::ENOBUFS) => news = true,
-            Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => return Ok(news),
-            Err(errno) => return Err(errno),
-        }
-    }
-}
-
 /// What the kernel says of a device, as far as it decides anything here.
 #[derive(Debug, Clone)]
 struct Facts {
@@ -222,6 +144,9 @@ struct Facts {
     flags: LinkFlags,
     kind: Option<InfoKind>,
     master: Option<u32>,
+    mac: Option<[u8; 6]>,
+    /// What it is linked to is in another namespace.
+    linked_away: bool,
 }
 
 async fn survey(handle: &Handle) -> Result<Vec<Result<Device, LeftOut>>, Error> {
@@ -259,11 +184,15 @@ fn facts_of(message: LinkMessage) -> Option<Facts> {
         flags: message.header.flags,
         kind: None,
         master: None,
+        mac: None,
+        linked_away: false,
     };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => facts.name = name,
             LinkAttribute::Controller(master) => facts.master = Some(master),
+            LinkAttribute::Address(bytes) => facts.mac = bytes.try_into().ok(),
+            LinkAttribute::LinkNetNsId(_) => facts.linked_away = true,
             LinkAttribute::LinkInfo(infos) => facts.kind = infos.into_iter().find_map(kind_of),
             LinkAttribute::PropList(props) => {
                 facts.other_names = props.into_iter().filter_map(other_name).collect();
@@ -348,6 +277,8 @@ fn classify(device: &Facts, all: &[Facts], kernel: Release) -> Result<Device, Le
         name: device.name.clone(),
         link,
         loopback: device.flags.contains(LinkFlags::Loopback),
+        mac: device.mac.filter(|_| device.layer == LinkLayerType::Ether),
+        leads_out: device.kind == Some(InfoKind::Veth) && device.linked_away,
     })
 }
 
@@ -442,7 +373,7 @@ fn address_of(message: &AddressMessage) -> Option<(IpAddr, u32)> {
     Some((local.or(address)?, message.header.index))
 }
 
-fn no_netlink(error: &io::Error) -> Error {
+pub(super) fn no_netlink(error: &io::Error) -> Error {
     Error::machine(format!(
         "cannot ask the kernel for its interfaces over netlink: {error}; \
          run portfwd where NETLINK_ROUTE sockets are allowed"
@@ -477,6 +408,8 @@ mod tests {
             flags: LinkFlags::empty(),
             kind: None,
             master: None,
+            mac: None,
+            linked_away: false,
         }
     }
 
@@ -581,6 +514,18 @@ mod tests {
         let all = [port(ether(2, "eth0"), 9)];
         let why = classify(&all[0], &all, NEW).unwrap_err().why;
         assert_eq!(why, Why::Port("interface 9".to_owned()));
+    }
+
+    #[test]
+    fn a_veth_leads_out_where_its_other_end_is_elsewhere() {
+        let leads_out = |kind: InfoKind, linked_away| {
+            let mut facts = of_kind(ether(2, "veth0"), kind);
+            facts.linked_away = linked_away;
+            classify(&facts, &[], NEW).map(|device| device.leads_out)
+        };
+        assert_eq!(leads_out(InfoKind::Veth, true), Ok(true));
+        assert_eq!(leads_out(InfoKind::Veth, false), Ok(false));
+        assert_eq!(leads_out(InfoKind::MacVlan, true), Ok(false));
     }
 
     #[test]

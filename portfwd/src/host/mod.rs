@@ -4,11 +4,14 @@
 //! Nothing here knows a rule or a BPF program.
 
 pub mod bpffs;
+pub mod cgroup;
 pub mod devices;
 pub mod journal;
 pub mod kernel;
 pub mod lock;
 pub mod netns;
+pub mod routes;
+pub mod watch;
 
 /// Folder of the lock and of the journal. It is gone after a reboot, like the
 /// kernel state that they describe.

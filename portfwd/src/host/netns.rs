@@ -45,9 +45,17 @@ pub fn enter(name_or_path: &str) -> Result<(), Error> {
 /// reboot, fit for a file name: its cookie, which is never reused, and before
 /// 5.14, where a process cannot ask for it, its inode number.
 pub fn cookie() -> Result<String, Error> {
+    match cookie_number()? {
+        Some(cookie) => Ok(cookie.to_string()),
+        None => inode(),
+    }
+}
+
+/// The cookie as programs in the kernel see it; none before 5.14.
+pub fn cookie_number() -> Result<Option<u64>, Error> {
     match socket_cookie() {
-        Ok(cookie) => Ok(cookie.to_string()),
-        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => inode(),
+        Ok(cookie) => Ok(Some(cookie)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
         Err(error) => Err(unknown(&error)),
     }
 }

@@ -5,8 +5,35 @@ use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::{
     Addr, ClaimKey, Family, MAX_CLAIMS, MAX_FROM, MAX_TARGETS_PER_RULE, Plan, PortEntry, Proto,
-    Rule, RuleEntry, RuleSpec, TargetEntry, TcpMechanism, check, plan,
+    Rule, RuleEntry, RuleSpec, Target, TargetEntry, TcpMechanism, check,
 };
+use crate::reach::Reach;
+
+/// The plan of rules whose targets are all on this host.
+fn plan(specs: &[RuleSpec], tcp: TcpMechanism) -> Plan {
+    super::plan(specs, tcp, |spec, target| {
+        Reach::Local.entry(target, spec.nat)
+    })
+}
+
+/// The plan where every address but a loopback one is another host's.
+fn plan_out(specs: &[RuleSpec], tcp: TcpMechanism) -> Plan {
+    super::plan(specs, tcp, |spec, target| {
+        let local = Reach::Local.entry(target, spec.nat);
+        match is_remote(target) {
+            true => TargetEntry {
+                flags: 0,
+                ifindex: 7,
+                ..local
+            },
+            false => local,
+        }
+    })
+}
+
+fn is_remote(target: &Target) -> bool {
+    target.addr.is_some_and(|addr| !addr.is_loopback())
+}
 
 fn spec(text: &str) -> RuleSpec {
     let rule: Rule = text.parse().unwrap_or_else(|error| panic!("{error}"));
@@ -140,12 +167,7 @@ fn one_rule_is_two_claims_and_one_span() {
         ..RuleEntry::default()
     };
     assert_eq!(plan.rules, [rule]);
-    let target = TargetEntry {
-        addr: Addr::UNSPECIFIED,
-        ifindex: 0,
-        weight: 1,
-        flags: TargetEntry::LOCAL,
-    };
+    let target = TargetEntry::local(Addr::UNSPECIFIED, 1);
     assert_eq!(plan.targets, [target]);
 }
 
@@ -248,6 +270,62 @@ fn target_ports_and_tracked_ports_are_marked_where_something_is_rewritten() {
         }
         assert_eq!(tables.entry(Proto::Tcp, 5353), PortEntry::default());
     }
+}
+
+#[test]
+fn ports_of_rules_to_other_hosts_are_tracked_and_marked() {
+    let rules = specs(&[
+        "80:10.0.0.5:8080",
+        "81:10.0.0.5",
+        "8000-8002:10.0.0.6:9000-9002/tcp+udp",
+        "82:5000",
+        "53:10.0.0.5:8080/udp",
+        "54:8080/udp",
+    ]);
+    for tcp in MECHANISMS {
+        let plan = plan_out(&rules, tcp);
+        let tables = Tables::of(&plan);
+        let has = |proto, port, bit| tables.entry(proto, port).has(bit);
+        for (listen, target) in [(80, 8080), (81, 81), (8000, 9000), (8002, 9002)] {
+            assert!(has(Proto::Tcp, listen, PortEntry::TRACKED), "{listen}");
+            assert!(has(Proto::Tcp, target, PortEntry::REMOTE), "{target}");
+            assert!(!has(Proto::Tcp, target, PortEntry::TARGET), "{target}");
+        }
+        let rewritten = tcp != TcpMechanism::Steer;
+        assert_eq!(has(Proto::Tcp, 82, PortEntry::TRACKED), rewritten);
+        assert_eq!(has(Proto::Tcp, 5000, PortEntry::TARGET), rewritten);
+        assert!(!has(Proto::Tcp, 5000, PortEntry::REMOTE));
+        let both = PortEntry::REMOTE | PortEntry::TARGET;
+        assert!(has(Proto::Udp, 8080, both), "here and elsewhere");
+        let remotes = ["10.0.0.5", "10.0.0.6"].map(|addr| {
+            let addr: IpAddr = addr.parse().expect("an address");
+            Addr::from(addr)
+        });
+        assert_eq!(plan.remotes, remotes);
+    }
+}
+
+/// One class, two rules that win in it: on its address the rule to another
+/// host, elsewhere the one to this host.
+#[test]
+fn a_class_is_tracked_where_any_of_its_rules_is() {
+    let rules = specs(&["80:5000", "192.0.2.1:80:10.0.0.5:8080", "81:5001"]);
+    let tables = Tables::of(&plan_out(&rules, TcpMechanism::Steer));
+    let tracked = |port| tables.entry(Proto::Tcp, port).has(PortEntry::TRACKED);
+    assert!(tracked(80) && !tracked(81));
+}
+
+#[test]
+fn a_target_is_planned_as_it_is_placed() {
+    let rules = specs(&["80:10.0.0.5:8080", "81:5000"]);
+    let plan = plan_out(&rules, TcpMechanism::Steer);
+    let remote: Vec<(u32, bool)> = plan
+        .targets
+        .iter()
+        .map(|target| (target.ifindex, target.is_local()))
+        .collect();
+    assert_eq!(remote, [(7, false), (0, true)]);
+    assert_eq!(plan.rules[1].targets, 1);
 }
 
 #[test]
@@ -498,7 +576,7 @@ proptest! {
     #[test]
     fn the_plan_answers_as_the_precedence_says(rules in some_rules(), tcp in select(&MECHANISMS[..])) {
         prop_assert_eq!(check(&rules), Ok(()));
-        let plan = plan(&rules, tcp);
+        let plan = plan_out(&rules, tcp);
         let tables = Tables::of(&plan);
         for proto in super::PROTOS {
             for port in (1..110).chain(65_490..=65_535) {
@@ -514,11 +592,19 @@ proptest! {
                 }
                 let rewrites = proto != Proto::Tcp || tcp != TcpMechanism::Steer;
                 let entry = tables.entry(proto, port);
-                let targets = rules.iter().filter(|spec| spec.rule.protos.contains(proto));
-                let mut targets = targets.flat_map(|spec| spec.rule.targets[0].ports);
-                let is_target = rewrites && targets.any(|ports| ports.contains(port));
-                prop_assert_eq!(entry.has(PortEntry::TARGET), is_target);
-                let tracked = rewrites && entry.class() != 0;
+                let is_target = |elsewhere| rules.iter().any(|RuleSpec { rule, .. }| {
+                    let target = &rule.targets[0];
+                    let ports = target.ports.expect("ports");
+                    let there = rule.protos.contains(proto) && ports.contains(port);
+                    there && is_remote(target) == elsewhere
+                });
+                prop_assert_eq!(entry.has(PortEntry::TARGET), rewrites && is_target(false));
+                prop_assert_eq!(entry.has(PortEntry::REMOTE), is_target(true));
+                let claims = plan.claims.iter().filter(|(key, _)| {
+                    key.class == entry.class() && key.proto == proto as u8
+                });
+                let mut winners = claims.map(|(_, slot)| &rules[*slot as usize].rule.targets[0]);
+                let tracked = entry.class() != 0 && (rewrites || winners.any(is_remote));
                 prop_assert_eq!(entry.has(PortEntry::TRACKED), tracked);
             }
         }
@@ -526,7 +612,7 @@ proptest! {
 
     #[test]
     fn spans_are_sorted_apart_and_as_wide_as_they_can_be(rules in some_rules()) {
-        let plan = plan(&rules, TcpMechanism::SteerOrRewrite);
+        let plan = plan_out(&rules, TcpMechanism::SteerOrRewrite);
         for span in &plan.ports {
             prop_assert!(span.first <= span.last && span.entry != PortEntry::default());
         }
