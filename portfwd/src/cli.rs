@@ -1,12 +1,12 @@
 //! The command line.
 
-use std::{ffi::OsString, net::IpAddr, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 use ipnet::IpNet;
 use portfwd::{
     Error, Interfaces,
-    rule::{Nat, Rule, RuleSpec},
+    rule::{Nat, Rule, RuleSpec, check_sources, source},
 };
 use portfwd_common::settings::{DEFAULT_MAX_FLOWS, MOST_FLOWS};
 
@@ -87,7 +87,8 @@ pub struct Run {
     /// Do not serve clients on this host
     #[arg(long)]
     pub no_local: bool,
-    /// Serve the programs of this control group (cgroup2) on this host; without it, all
+    /// With rules to other hosts, serve those programs on this host that are of this control group
+    /// (cgroup2); without it, all. Services on this host serve the programs of every group
     #[arg(long, value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
     /// Make room for so many flows
@@ -95,13 +96,13 @@ pub struct Run {
         long,
         value_name = "N",
         default_value_t = DEFAULT_MAX_FLOWS,
-        value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_FLOWS))
+        value_parser = flows
     )]
     pub max_flows: u32,
     /// Print the counters every so many seconds
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub stats: Option<u32>,
-    /// Print new flows
+    /// Print new flows and what is changed on the host
     #[arg(short, long)]
     pub verbose: bool,
     #[command(flatten)]
@@ -151,6 +152,9 @@ impl From<NatMode> for Nat {
         }
     }
 }
+
+/// In characters: longer ones break the table.
+const LONGEST_NAME: usize = 64;
 
 /// Verbs of the contract that are not built yet.
 const LATER: [&str; 18] = [
@@ -237,24 +241,19 @@ impl Run {
         if let Some((option, _)) = given.iter().find(|(_, given)| *given) {
             return Err(not_yet(&format!("`{option}`"), "leave it out"));
         }
-        // A verb behind an option is read as a rule.
-        if let Some(verb) = self
-            .rules
-            .iter()
-            .find(|rule| LATER.contains(&rule.as_str()))
-        {
-            return Err(verb_not_yet(verb));
-        }
-        if self.rules.iter().any(|rule| rule == "run") {
-            return Err(Error::text(
-                "`run` stands behind options or rules; type it first, as in \
-                 `portfwd run -i eth0 80:5000`",
-            ));
+        if let Some(word) = self.rules.iter().find(|rule| is_word(rule)) {
+            return Err(no_rule(word));
         }
         if self.no_local && self.ifaces.iter().any(|name| name == "lo") {
             return Err(Error::text(
                 "`--iface lo` serves clients on this host and `--no-local` does not; \
                  leave one of them out",
+            ));
+        }
+        if self.no_local && self.cgroup.is_some() {
+            return Err(Error::text(
+                "`--cgroup` says which programs on this host are served and `--no-local` serves \
+                 none; leave one of them out",
             ));
         }
         match self.mode {
@@ -282,6 +281,9 @@ impl Run {
                 self.rules.len()
             )));
         }
+        if let Some(name) = &self.name {
+            check_name(name)?;
+        }
         let from: Vec<IpNet> = self
             .from
             .iter()
@@ -291,13 +293,14 @@ impl Run {
             .iter()
             .map(|text| {
                 let rule: Rule = text.parse()?;
-                let name = self.name.clone();
-                Ok(RuleSpec {
-                    name,
+                let spec = RuleSpec {
+                    name: self.name.clone(),
                     from: from.clone(),
                     nat: self.nat.into(),
                     ..RuleSpec::from(rule)
-                })
+                };
+                check_sources(&spec)?;
+                Ok(spec)
             })
             .collect()
     }
@@ -312,11 +315,78 @@ impl Run {
     }
 }
 
-fn source(text: &str) -> Result<IpNet, Error> {
-    let address = text.parse::<IpAddr>().map(IpNet::from);
-    text.parse::<IpNet>().or(address).map_err(|_| {
-        Error::text(format!(
-            "`--from {text}` is neither an address nor a prefix; type one such as `192.0.2.0/24`"
-        ))
-    })
+/// A word is no rule: a verb behind an option is read as one.
+fn is_word(text: &str) -> bool {
+    let allowed = |c: char| c.is_alphanumeric() || c == '-';
+    text.starts_with(char::is_alphabetic) && text.chars().all(allowed)
+}
+
+fn no_rule(word: &str) -> Error {
+    if LATER.contains(&word) {
+        return verb_not_yet(word);
+    }
+    if word == "run" {
+        return Error::text(
+            "`run` stands behind options or rules; type it first, as in \
+             `portfwd run -i eth0 80:5000`",
+        );
+    }
+    Error::text(format!(
+        "`{word}` is no command and no rule; try `portfwd --help`"
+    ))
+}
+
+/// A name has its place in a line of a table.
+fn check_name(name: &str) -> Result<(), Error> {
+    if name.contains(char::is_control) {
+        return Err(Error::text(format!(
+            "`--name {name}` holds a control character; type letters, digits and signs only"
+        )));
+    }
+    let length = name.chars().count();
+    if length > LONGEST_NAME {
+        return Err(Error::text(format!(
+            "`--name {name}` is {length} characters long, and a name has at most \
+             {LONGEST_NAME}; type a shorter one"
+        )));
+    }
+    Ok(())
+}
+
+fn flows(text: &str) -> Result<u32, String> {
+    whole_number(text, MOST_FLOWS, "--max-flows 262144")
+}
+
+fn seconds(text: &str) -> Result<u32, String> {
+    whole_number(text, u32::MAX, "--stats 10")
+}
+
+fn whole_number(text: &str, most: u32, example: &str) -> Result<u32, String> {
+    let number = text.parse().ok();
+    number
+        .filter(|number| (1..=most).contains(number))
+        .ok_or_else(|| format!("type a whole number from 1 to {most}, as in `{example}`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(words: &[&str]) -> Result<(), Error> {
+        let cli = Cli::try_parse_from([&["portfwd"], words].concat());
+        cli.unwrap_or_else(|error| panic!("{error}")).run.check()
+    }
+
+    #[test]
+    fn options_of_programs_on_this_host_stand_against_serving_none() {
+        for option in [["--cgroup", "/sys/fs/cgroup"], ["--iface", "lo"]] {
+            let words = [&option[..], &["80:5000"]].concat();
+            assert_eq!(checked(&words), Ok(()));
+            let error = checked(&[&words[..], &["--no-local"]].concat()).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            let message = error.to_string();
+            assert!(message.contains(option[0]), "{message}");
+            assert!(message.contains("`--no-local`"), "{message}");
+        }
+    }
 }

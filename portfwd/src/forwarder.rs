@@ -1,7 +1,7 @@
 //! One forwarder: rules, the devices it is attached to, and what it changed on
 //! the host.
 
-use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf};
 
 use portfwd_common::{TargetEntry, Timeouts, settings};
 use rtnetlink::Handle;
@@ -11,14 +11,13 @@ use crate::{
     Error,
     counters::Snapshot,
     dataplane::{Dataplane, Features, FlowTables, Settings, Side},
-    homes, hops,
     host::{
         bpffs, cgroup,
         devices::{self, Device},
         journal::{Journal, Sysctl},
         kernel,
         lock::Lock,
-        netns, routes,
+        netlink, netns, routes,
         watch::{self, News, Scope, Watch},
     },
     plan::{self, TcpMechanism},
@@ -58,10 +57,10 @@ pub struct Options {
     pub tcp: Tcp,
     /// Flows that the tables hold, from 1 to [`settings::MOST_FLOWS`].
     pub max_flows: u32,
-    /// The control group whose programs are served; the root of cgroup2 where
-    /// none is named.
+    /// The control group whose programs are sent to other hosts; the root of
+    /// cgroup2 where none is named.
     pub cgroup: Option<PathBuf>,
-    /// New flows are logged, see [`Forwarder::next_event`].
+    /// New flows are logged, see [`Forwarder::wait`].
     pub log_flows: bool,
 }
 
@@ -83,10 +82,6 @@ pub struct Forwarder {
     ways: Ways,
     /// The targets as they were written last.
     targets: Vec<TargetEntry>,
-    /// The next hops as they were written last.
-    next_hops: hops::Entries,
-    /// The homes as they were written last.
-    homes: homes::Entries,
     chosen: Vec<String>,
     opened: BTreeSet<u32>,
     stopped: bool,
@@ -107,11 +102,13 @@ impl Forwarder {
             .rules
             .iter()
             .try_for_each(|spec| not_yet(&spec.rule))?;
-        let handle = devices::connect()?;
+        let handle = netlink::connect()?;
         let release = kernel::Release::running()?;
         kernel::require_floor(release)?;
         kernel::require_root()?;
         options.interfaces = resolve(&handle, options.interfaces).await?;
+        // A wrong one is told, whether or not a rule needs it.
+        let named = options.cgroup.as_deref().map(cgroup::at).transpose()?;
 
         let cookie = netns::cookie()?;
         let lock = Lock::acquire(&cookie)?;
@@ -144,8 +141,6 @@ impl Forwarder {
             again: None,
             ways,
             targets: Vec::new(),
-            next_hops: hops::Entries::new(),
-            homes: homes::Entries::new(),
             chosen: Vec::new(),
             opened: BTreeSet::new(),
             stopped: false,
@@ -155,7 +150,9 @@ impl Forwarder {
         forwarder.install().await?;
         forwarder.follow_host().await?;
         if forwarder.options.local && !forwarder.ways.is_empty() {
-            forwarder.attach_hooks()?;
+            // Programs of this host reach other hosts by the hooks of a cgroup.
+            let cgroup = named.map_or_else(cgroup::root, Ok)?;
+            forwarder.dataplane.attach_hooks(&cgroup)?;
         }
         Ok(forwarder)
     }
@@ -172,37 +169,66 @@ impl Forwarder {
         self.write_ways()
     }
 
-    /// Waits until the host's devices, addresses, routes or neighbours change
-    /// and follows them, or until new flows were logged. Safe to cancel: what
-    /// was not followed to the end is followed at the next call. What failed is
+    /// Waits until the host's devices, addresses, routes or neighbours change,
+    /// until what failed is to be tried again, or until new flows were logged.
+    /// Safe to cancel.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`] where news or new flows cannot be read. News are read
+    /// again, later each time; new flows are not.
+    pub async fn wait(&mut self) -> Result<(), Error> {
+        if self.due().is_some() {
+            return Ok(());
+        }
+        tokio::select! {
+            news = self.watch.changed() => {
+                // Nobody knows what was missed where they cannot be read.
+                let heard = news.as_ref().map_or(News::Any, |news| *news);
+                self.news = self.news.max(Some(heard));
+                self.again = None;
+                news.map(drop)
+            }
+            () = until(self.again) => {
+                self.again = None;
+                Ok(())
+            }
+            logged = self.dataplane.log_flows() => logged,
+        }
+    }
+
+    /// Follows what [`Forwarder::wait`] has heard of, if anything. Each call
+    /// begins anew, so it is for the end of a run only to cancel it; what was
+    /// not followed to the end is followed at the next call. What failed is
     /// tried again, later each time.
     ///
     /// # Errors
     ///
     /// [`Error::Machine`]; the forwarder goes on as it was.
-    pub async fn next_event(&mut self) -> Result<(), Error> {
-        if self.news.is_none() || self.again.is_some() {
-            tokio::select! {
-                news = self.watch.changed() => self.news = self.news.max(Some(news?)),
-                () = until(self.again) => {}
-                logged = self.dataplane.log_flows() => return logged,
-            }
-            self.again = None;
-        }
-        let followed = match self.news {
+    pub async fn follow(&mut self) -> Result<(), Error> {
+        let followed = match self.due() {
             Some(News::Any) => self.follow_host().await,
             Some(News::Routes) => self.follow_routes().await,
             Some(News::Neighbours) => self.follow_neighbours().await,
-            None => Ok(()),
+            None => return Ok(()),
         };
         if followed.is_ok() {
             self.news = None;
             self.failures = 0;
         } else {
-            self.again = Some(Instant::now() + pause(self.failures));
+            self.again = Some(Instant::now() + watch::pause(self.failures));
             self.failures = self.failures.saturating_add(1);
+            // The one that was asked on may have ended.
+            if let Ok(handle) = netlink::connect() {
+                self.handle = handle;
+            }
         }
         followed
+    }
+
+    /// What is to be followed now.
+    fn due(&self) -> Option<News> {
+        self.news.filter(|_| self.again.is_none())
     }
 
     /// Devices whose network traffic is taken now, by name, `lo` for the
@@ -302,13 +328,22 @@ impl Forwarder {
     }
 
     async fn follow_neighbours(&mut self) -> Result<(), Error> {
+        // Every neighbour of the host is news, ten times a second at most.
+        if !self.ways.may_peer() {
+            return Ok(());
+        }
         self.ways.look_at_neighbours(&self.handle).await?;
         self.write_targets()
     }
 
     fn write_ways(&mut self) -> Result<(), Error> {
-        self.write_next_hops()?;
-        self.write_homes()?;
+        let Self {
+            ways, dataplane, ..
+        } = self;
+        let next_hops = &mut ways.next_hops.table;
+        next_hops.write(|entries| dataplane.set_next_hops(entries))?;
+        let homes = &mut ways.homes.table;
+        homes.write(|entries| dataplane.set_homes(entries))?;
         self.write_targets()
     }
 
@@ -324,35 +359,6 @@ impl Forwarder {
             self.targets = targets;
         }
         Ok(())
-    }
-
-    /// Writes the next hops of clients where they are not what was written last.
-    fn write_next_hops(&mut self) -> Result<(), Error> {
-        let found = self.ways.next_hops();
-        if *found != self.next_hops {
-            self.dataplane.set_next_hops(found)?;
-            self.next_hops.clone_from(found);
-        }
-        Ok(())
-    }
-
-    /// Writes the homes of clients where they are not what was written last.
-    fn write_homes(&mut self) -> Result<(), Error> {
-        let found = self.ways.homes();
-        if *found != self.homes {
-            self.dataplane.set_homes(found)?;
-            self.homes.clone_from(found);
-        }
-        Ok(())
-    }
-
-    /// Programs of this host reach other hosts by the hooks of a cgroup.
-    fn attach_hooks(&mut self) -> Result<(), Error> {
-        let cgroup = match &self.options.cgroup {
-            Some(path) => cgroup::at(path)?,
-            None => cgroup::root()?,
-        };
-        self.dataplane.attach_hooks(&cgroup)
     }
 
     fn detach_gone(&mut self, present: &[Device]) {
@@ -451,12 +457,6 @@ async fn until(time: Option<Instant>) {
         Some(time) => sleep_until(time).await,
         None => std::future::pending().await,
     }
-}
-
-/// From a second to a little over an hour: each repeat of what failed tells of
-/// the failure again.
-fn pause(failures: u32) -> Duration {
-    Duration::from_secs(1 << failures.min(12))
 }
 
 /// A device that went away between the listing and now is no error.

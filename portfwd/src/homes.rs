@@ -11,7 +11,10 @@ use std::{
 
 use portfwd_common::{Addr, rule::MAX_HOMES};
 
-use crate::host::routes::{Hop, MAIN_TABLE};
+use crate::{
+    host::routes::{Hop, MAIN_TABLE},
+    table::Table,
+};
 
 /// What the table of homes holds: by the bits of the address that count, the
 /// interface or [`NO_HOME`].
@@ -27,11 +30,10 @@ const LOOPBACK: u32 = 1;
 /// The homes as they were found last.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Homes {
-    entries: Entries,
+    /// What the datapath is to have of them.
+    pub(crate) table: Table<Addr, u32, MAX_HOMES>,
     /// There were more networks than the table holds.
     many_networks: bool,
-    /// More are connected than the table holds.
-    too_many: bool,
 }
 
 impl Homes {
@@ -39,22 +41,18 @@ impl Homes {
     /// networks count, and what lies within them.
     pub(crate) fn take(&mut self, hops: &[Hop]) {
         let mut found = entries(hops.iter());
-        self.many_networks = does_not_fit(&found);
+        self.many_networks = !Table::<_, _, MAX_HOMES>::fits(&found);
         if self.many_networks {
             let connected = Connected::of(hops);
             found = entries(hops.iter().filter(|hop| connected.contain(hop)));
         }
-        let too_many = does_not_fit(&found);
-        if too_many && !self.too_many {
+        self.table.take(found, |networks| {
             log::warn!(
                 "clients get their replies by the interface that they came in by, with a borrowed \
-                 address too: the connected networks and the routes into them are {}, and \
-                 {MAX_HOMES} fit; let portfwd run where fewer are",
-                found.len()
+                 address too: the connected networks and the routes into them are {networks}, and \
+                 {MAX_HOMES} fit; let portfwd run where fewer are"
             );
-        }
-        self.too_many = too_many;
-        self.entries = if too_many { Entries::new() } else { found };
+        });
     }
 
     /// A router of the internet hears of a new route all the time: it waits
@@ -62,14 +60,6 @@ impl Homes {
     pub(crate) const fn waits(&self) -> bool {
         self.many_networks
     }
-
-    pub(crate) const fn entries(&self) -> &Entries {
-        &self.entries
-    }
-}
-
-fn does_not_fit(entries: &Entries) -> bool {
-    entries.len() > MAX_HOMES as usize
 }
 
 fn entries<'a>(hops: impl Iterator<Item = &'a Hop>) -> Entries {
@@ -161,7 +151,7 @@ mod tests {
     fn found(hops: &[Hop]) -> Entries {
         let mut homes = Homes::default();
         homes.take(hops);
-        homes.entries
+        homes.table.entries().clone()
     }
 
     #[test]
@@ -231,7 +221,7 @@ mod tests {
             .collect();
         let mut homes = Homes::default();
         homes.take(&internet);
-        assert_eq!(homes.entries.len(), MAX_HOMES as usize);
+        assert_eq!(homes.table.entries().len(), MAX_HOMES as usize);
         assert!(!homes.waits());
         let own = [
             hop(ETH0, "10.0.0.0/8"),
@@ -245,8 +235,8 @@ mod tests {
             (ETH1, "10.1.0.0/16"),
             (ETH1, "2001:db8::/64"),
         ]);
-        assert_eq!(homes.entries, wanted);
-        assert!(homes.waits() && !homes.too_many);
+        assert_eq!(*homes.table.entries(), wanted);
+        assert!(homes.waits() && !homes.table.too_many);
 
         let connected = |hop: &Hop| Hop {
             gateway: None,
@@ -254,10 +244,10 @@ mod tests {
         };
         let links: Vec<Hop> = internet.iter().map(connected).collect();
         homes.take(&[&links[..], &own].concat());
-        assert!(homes.too_many && homes.entries.is_empty());
+        assert!(homes.table.too_many && homes.table.entries().is_empty());
         homes.take(&own);
-        assert!(!homes.waits() && !homes.too_many);
-        assert_eq!(homes.entries.len(), 4);
+        assert!(!homes.waits() && !homes.table.too_many);
+        assert_eq!(homes.table.entries().len(), 4);
     }
 
     #[test]

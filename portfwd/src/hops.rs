@@ -16,7 +16,10 @@ use portfwd_common::{
     rule::{HopKey, MAX_NEXT_HOPS},
 };
 
-use crate::host::routes::{Hop, MAIN_TABLE};
+use crate::{
+    host::routes::{Hop, MAIN_TABLE},
+    table::Table,
+};
 
 /// What the table of next hops holds, by the bits of the key that count:
 /// routers, or [`Addr::UNSPECIFIED`] for what is on the link.
@@ -25,39 +28,29 @@ pub(crate) type Entries = HashMap<(u32, HopKey), Addr>;
 /// The next hops as they were found last.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct NextHops {
-    entries: Entries,
+    /// What the datapath is to have of them.
+    pub(crate) table: Table<HopKey, Addr, MAX_NEXT_HOPS>,
     /// There were more routes than the table holds.
     many_routes: bool,
-    /// More are needed than the table holds.
-    too_many: bool,
 }
 
 impl NextHops {
     /// Takes the hops of all IPv6 routes.
     pub(crate) fn take(&mut self, hops: &[Hop]) {
         self.many_routes = hops.len() > MAX_NEXT_HOPS as usize;
-        let found = entries(hops);
-        let needed = found.len();
-        let too_many = needed > MAX_NEXT_HOPS as usize;
-        if too_many && !self.too_many {
+        self.table.take(entries(hops), |needed| {
             log::warn!(
                 "IPv6 clients that come in by another interface than their best route may get no \
                  reply: the interfaces that lead to one network have {needed} routes, and \
                  {MAX_NEXT_HOPS} fit; let fewer routes leave by them"
             );
-        }
-        self.too_many = too_many;
-        self.entries = if too_many { Entries::new() } else { found };
+        });
     }
 
     /// A router of the internet hears of a new route all the time: where it has
     /// no use for the table, it waits until a default route changes.
     pub(crate) fn waits(&self) -> bool {
-        self.many_routes && self.entries.is_empty()
-    }
-
-    pub(crate) const fn entries(&self) -> &Entries {
-        &self.entries
+        self.many_routes && self.table.entries().is_empty()
     }
 }
 
@@ -248,13 +241,16 @@ mod tests {
             .collect();
         let mut next_hops = NextHops::default();
         next_hops.take(&[&internet[..], &first()].concat());
-        assert!(!next_hops.too_many && next_hops.waits(), "one way to each");
+        assert!(
+            !next_hops.table.too_many && next_hops.waits(),
+            "one way to each"
+        );
         next_hops.take(&[&internet[..], &first(), &second()].concat());
-        assert!(next_hops.too_many && next_hops.waits());
-        assert_eq!(next_hops.entries, Entries::new());
+        assert!(next_hops.table.too_many && next_hops.waits());
+        assert_eq!(*next_hops.table.entries(), Entries::new());
         next_hops.take(&[&internet[..3], &first(), &second()].concat());
-        assert!(!next_hops.too_many && !next_hops.waits());
-        assert_eq!(next_hops.entries.len(), 9);
+        assert!(!next_hops.table.too_many && !next_hops.waits());
+        assert_eq!(next_hops.table.entries().len(), 9);
     }
 
     #[test]

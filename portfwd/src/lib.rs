@@ -17,6 +17,7 @@ pub mod host;
 pub mod plan;
 pub mod reach;
 pub mod rule;
+mod table;
 
 pub use error::Error;
 pub use forwarder::{Forwarder, Interfaces, Options, Tcp};

@@ -11,13 +11,13 @@ use rtnetlink::Handle;
 
 use crate::{
     Error,
-    homes::{self, Homes},
-    hops::{self, NextHops},
+    homes::Homes,
+    hops::NextHops,
     host::{
         devices::{self, Device, Link},
         routes::{self, DefaultDevices},
     },
-    rule::{Nat, RuleSpec, Target},
+    rule::{Nat, Rule, RuleSpec, Target},
 };
 
 /// Where a target is.
@@ -42,8 +42,9 @@ pub struct Way {
     pub gateway: Option<IpAddr>,
     /// A default route leaves by the interface too.
     pub default: bool,
-    /// The interface has no neighbours, so nothing tells who is behind it.
-    pub tunnel: bool,
+    /// What the interface is; none where no program is attached to it, for it
+    /// is a port of another one or its packets cannot be read.
+    pub kind: Option<Link>,
     /// The Ethernet address of the interface, where it is one end of a veth
     /// pair whose other end is in another namespace.
     pub pair: Option<[u8; 6]>,
@@ -97,12 +98,16 @@ impl Way {
             (Nat::Auto, Keeps::Never, Some(gateway)) => {
                 format!("auto: {} (behind the gateway {gateway})", self.masquerade())
             }
-            (Nat::Auto, Keeps::Never, None) if !self.default => format!(
-                "auto: {} ({device} is a tunnel, whose other end may take no other source)",
+            (Nat::Auto, Keeps::Never, None) if self.default => format!(
+                "auto: {} ({device} is the way of the default route)",
+                self.masquerade()
+            ),
+            (Nat::Auto, Keeps::Never, None) if self.kind.is_none() => format!(
+                "auto: {} (portfwd leaves {device} out, so replies may take another way)",
                 self.masquerade()
             ),
             (Nat::Auto, Keeps::Never, None) => format!(
-                "auto: {} ({device} is the way of the default route)",
+                "auto: {} ({device} is a tunnel, whose other end may take no other source)",
                 self.masquerade()
             ),
             (Nat::Auto, ..) if self.source.is_none() => format!(
@@ -127,13 +132,14 @@ impl Way {
     /// The reply is sure to come back through this host where the target is
     /// on a link of its own: not behind a router, which may know another way,
     /// nor where the rest of the world is, nor at the other end of a tunnel,
-    /// which may drop what has a foreign source or answer it another way.
+    /// which has no neighbours and may drop what has a foreign source or answer
+    /// it another way, nor where no program sees what comes in.
     const fn keeps(&self, nat: Nat) -> Keeps {
-        match nat {
-            Nat::Preserve => Keeps::Always,
-            Nat::Masquerade => Keeps::Never,
-            Nat::Auto if self.gateway.is_some() || self.default || self.tunnel => Keeps::Never,
-            Nat::Auto => Keeps::Across,
+        let on_link = self.gateway.is_none() && !self.default;
+        match (nat, self.kind) {
+            (Nat::Preserve, _) => Keeps::Always,
+            (Nat::Auto, Some(Link::Ethernet)) if on_link => Keeps::Across,
+            (Nat::Auto | Nat::Masquerade, _) => Keeps::Never,
         }
     }
 
@@ -184,19 +190,37 @@ impl Way {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ways {
     ways: BTreeMap<IpAddr, Option<Way>>,
+    /// The targets that a route has led to since the start.
+    reached: BTreeSet<IpAddr>,
     /// The ways were asked for before.
     looked: bool,
     devices: Vec<Device>,
     defaults: DefaultDevices,
-    /// The ways back to clients.
-    next_hops: NextHops,
-    homes: Homes,
+    /// The ways back to clients: the next hops by interface, and the interfaces
+    /// by network.
+    pub(crate) next_hops: NextHops,
+    pub(crate) homes: Homes,
+}
+
+const fn is_link_local(addr: IpAddr) -> bool {
+    matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local())
+}
+
+fn link_local(rule: &Rule, addr: IpAddr) -> Error {
+    Error::machine(format!(
+        "rule `{rule}`: {addr} is no address of this host, and a link-local address of another \
+         says not by which interface; type an address of it that others reach too"
+    ))
 }
 
 impl Ways {
     /// Tells targets on other hosts from those on this one: without an
     /// address, with a loopback address or with one of this host's own. No way
     /// is known yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`] for one on another host that no way can be told of.
     pub(crate) async fn find(handle: &Handle, specs: &[RuleSpec]) -> Result<Self, Error> {
         let own: BTreeSet<IpAddr> = devices::addresses(handle)
             .await?
@@ -209,6 +233,9 @@ impl Ways {
                 if addr.is_loopback() || own.contains(&addr) || leads_here(handle, addr).await? {
                     continue;
                 }
+                if is_link_local(addr) {
+                    return Err(link_local(&spec.rule, addr));
+                }
                 found.ways.insert(addr, None);
             }
         }
@@ -220,22 +247,17 @@ impl Ways {
         self.ways.is_empty()
     }
 
+    /// Does a target's neighbour matter?
+    pub(crate) fn may_peer(&self) -> bool {
+        self.ways.values().flatten().any(Way::may_peer)
+    }
+
     /// Where a target is now.
     pub(crate) fn reach(&self, target: &Target) -> Reach {
         match target.addr.and_then(|addr| self.ways.get(&addr)) {
             Some(way) => Reach::Remote(way.clone()),
             None => Reach::Local,
         }
-    }
-
-    /// The next hops of clients, by interface.
-    pub(crate) const fn next_hops(&self) -> &hops::Entries {
-        self.next_hops.entries()
-    }
-
-    /// The interfaces of clients, by network.
-    pub(crate) const fn homes(&self) -> &homes::Entries {
-        self.homes.entries()
     }
 
     /// Clients are served by other hosts with addresses of their family only.
@@ -286,8 +308,11 @@ impl Ways {
     async fn look(&mut self, handle: &Handle) -> Result<(), Error> {
         for (addr, known) in &mut self.ways {
             let way = way_to(handle, *addr, &self.devices, &self.defaults).await?;
-            if self.looked {
-                tell(*addr, known.as_ref(), way.as_ref());
+            let again = way.is_some() && !self.reached.insert(*addr);
+            if self.looked
+                && let Some(change) = change(*addr, known.as_ref(), way.as_ref(), again)
+            {
+                log::log!(change.level, "{}", change.text);
             }
             *known = way;
         }
@@ -332,7 +357,7 @@ async fn way_to(
         source: route.source,
         gateway: route.gateway,
         default: defaults.contains(route.ifindex, addr),
-        tunnel: device.is_none_or(|device| device.link == Link::Bare),
+        kind: device.map(|device| device.link),
         pair: device.filter(|device| device.leads_out).and_then(|d| d.mac),
         neighbour: None,
     };
@@ -342,16 +367,32 @@ async fn way_to(
     Ok(Some(way))
 }
 
-/// Says what has changed since the last look.
-fn tell(addr: IpAddr, before: Option<&Way>, now: Option<&Way>) {
-    match (before, now) {
-        (Some(_), None) => log::warn!("no route leads to {addr} any more: dropped as no-route"),
-        (None, Some(now)) => log::warn!("a route leads to {addr} again, by {}", now.device),
-        (Some(before), Some(now)) if !before.leads_as(now) => {
-            log::info!("the way to {addr} is now by {}", now.device);
+/// What people are told of a change.
+struct Change {
+    level: log::Level,
+    text: String,
+}
+
+/// What has changed since the last look; `again` says that a route has led
+/// there before.
+fn change(addr: IpAddr, before: Option<&Way>, now: Option<&Way>, again: bool) -> Option<Change> {
+    let (level, text) = match (before, now) {
+        (Some(_), None) => (
+            log::Level::Warn,
+            format!("no route leads to {addr} any more: dropped as no-route"),
+        ),
+        (None, Some(way)) => {
+            let when = if again { "again" } else { "now" };
+            let text = format!("a route leads to {addr} {when}, by {}", way.device);
+            (log::Level::Warn, text)
         }
-        (Some(_), Some(_)) | (None, None) => {}
-    }
+        (Some(before), Some(way)) if !before.leads_as(way) => (
+            log::Level::Info,
+            format!("the way to {addr} is now by {}", way.device),
+        ),
+        (Some(_), Some(_)) | (None, None) => return None,
+    };
+    Some(Change { level, text })
 }
 
 #[cfg(test)]
@@ -372,7 +413,7 @@ mod tests {
             source: Some("10.0.0.1".parse().expect("an address")),
             gateway: None,
             default: false,
-            tunnel: false,
+            kind: Some(Link::Ethernet),
             pair: None,
             neighbour: None,
         }
@@ -387,8 +428,16 @@ mod tests {
 
     fn tunnel() -> Way {
         Way {
-            tunnel: true,
+            kind: Some(Link::Bare),
             ..on_link("wg0")
+        }
+    }
+
+    /// A port of a bridge, say.
+    fn left_out() -> Way {
+        Way {
+            kind: None,
+            ..on_link("eth1")
         }
     }
 
@@ -423,6 +472,7 @@ mod tests {
             (behind("10.0.0.254"), AUTO, 0),
             (on_default.clone(), AUTO, 0),
             (tunnel(), AUTO, 0),
+            (left_out(), AUTO, 0),
             (tunnel(), Nat::Preserve, TargetEntry::PRESERVE),
             (on_link("br0"), Nat::Masquerade, 0),
             (on_link("br0"), Nat::Preserve, TargetEntry::PRESERVE),
@@ -465,6 +515,12 @@ mod tests {
                 "auto: masquerade as 10.0.0.1 \
                  (wg0 is a tunnel, whose other end may take no other source)",
             ),
+            (
+                left_out(),
+                AUTO,
+                "auto: masquerade as 10.0.0.1 \
+                 (portfwd leaves eth1 out, so replies may take another way)",
+            ),
             (on_link("br0"), Nat::Preserve, "preserve (--nat)"),
             (
                 on_link("br0"),
@@ -480,6 +536,64 @@ mod tests {
             assert_eq!(way.nat(nat), expected);
         }
         assert!(homeless.nat(AUTO).contains("dropped as no-route"));
+    }
+
+    #[test]
+    fn a_change_of_the_way_is_told_for_what_it_is() {
+        let addr = "10.0.0.5".parse().expect("an address");
+        let told = |before: Option<&Way>, now: Option<&Way>, again| {
+            change(addr, before, now, again).map(|change| change.text)
+        };
+        let way = on_link("br0");
+        let known = Way {
+            neighbour: Some([2; 6]),
+            ..way.clone()
+        };
+        for (before, now, again, text) in [
+            (None, None, false, None),
+            (
+                None,
+                Some(&way),
+                false,
+                Some("a route leads to 10.0.0.5 now, by br0"),
+            ),
+            (
+                Some(&way),
+                None,
+                true,
+                Some("no route leads to 10.0.0.5 any more: dropped as no-route"),
+            ),
+            (
+                None,
+                Some(&way),
+                true,
+                Some("a route leads to 10.0.0.5 again, by br0"),
+            ),
+            (Some(&way), Some(&known), true, None),
+            (
+                Some(&way),
+                Some(&tunnel()),
+                true,
+                Some("the way to 10.0.0.5 is now by wg0"),
+            ),
+        ] {
+            assert_eq!(told(before, now, again).as_deref(), text);
+        }
+    }
+
+    #[test]
+    fn neighbours_matter_where_a_pair_leads_to_a_target() {
+        let mut ways = Ways::default();
+        assert!(!ways.may_peer());
+        let [first, second] = ["10.0.0.5", "10.0.0.6"].map(|text| text.parse().expect("one"));
+        ways.ways = BTreeMap::from([(first, None), (second, Some(on_link("br0")))]);
+        assert!(!ways.may_peer());
+        let pair = Way {
+            pair: Some([2, 0, 0, 0, 0, 1]),
+            ..on_link("veth0")
+        };
+        ways.ways.insert(first, Some(pair));
+        assert!(ways.may_peer());
     }
 
     #[test]

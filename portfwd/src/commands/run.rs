@@ -71,8 +71,13 @@ async fn forward(options: Options, stats: Option<u32>) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             () = ends.next() => break,
-            event = forwarder.next_event() => warn(event),
+            waited = forwarder.wait() => warn(waited),
             () = tick(&mut ticks) => say(forwarder.snapshot()?),
+        }
+        // A tick waits until it is done: each of them would make it begin anew.
+        tokio::select! {
+            () = ends.next() => break,
+            followed = forwarder.follow() => warn(followed),
         }
     }
     let counters = forwarder.snapshot();
@@ -122,8 +127,8 @@ async fn tick(interval: &mut Option<Interval>) {
 }
 
 /// A change that could not be followed is told; forwarding goes on.
-fn warn(event: Result<(), Error>) {
-    if let Err(error) = event {
+fn warn(result: Result<(), Error>) {
+    if let Err(error) = result {
         log::warn!("{error}");
     }
 }
@@ -243,6 +248,8 @@ fn say(text: impl Display) {
 
 #[cfg(test)]
 mod tests {
+    use portfwd::host::devices::Link;
+
     use super::*;
 
     fn rule(text: &str) -> Rule {
@@ -262,7 +269,7 @@ mod tests {
             source: None,
             gateway: None,
             default: false,
-            tunnel: false,
+            kind: Some(Link::Ethernet),
             pair: None,
             neighbour: None,
         };

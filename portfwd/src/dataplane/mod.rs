@@ -55,29 +55,62 @@ impl Dataplane {
     }
 
     /// Prints new flows as the programs announce them; pends for ever where
-    /// that was not asked for.
+    /// that was not asked for, or has failed.
     pub async fn log_flows(&mut self) -> Result<(), Error> {
-        match &mut self.log {
-            Some(log) => log.flush_next().await,
-            None => std::future::pending().await,
+        let Some(log) = &mut self.log else {
+            return std::future::pending().await;
+        };
+        let flushed = log.flush_next().await;
+        if flushed.is_err() {
+            self.log = None;
         }
+        flushed
     }
 }
 
 /// An error of the machine with its cause in one sentence.
 fn machine(what: impl std::fmt::Display, cause: impl std::error::Error) -> Error {
-    let mut message = format!("{what}: {cause}");
+    let mut message = format!("{what}: {}", brief(&cause.to_string()));
     let mut source = cause.source();
     while let Some(cause) = source {
-        let text = cause.to_string();
-        // A verifier log runs over many lines: its last one says why.
-        let line = text
-            .lines()
-            .rfind(|line| !line.trim().is_empty())
-            .unwrap_or_default();
         message.push_str(": ");
-        message.push_str(line);
+        message.push_str(&brief(&cause.to_string()));
         source = cause.source();
     }
     Error::machine(message)
+}
+
+/// What an error says without the verifier's log, which runs over many lines:
+/// the last one before its statistics says why.
+fn brief(text: &str) -> String {
+    const LOG: &str = ". Verifier output";
+    let Some((what, log)) = text.split_once(LOG) else {
+        return text.trim().to_owned();
+    };
+    let is_reason = |line: &&str| {
+        let statistics = ["processed ", "verification time", "stack depth"];
+        let line = line.trim();
+        !line.is_empty() && !statistics.iter().any(|start| line.starts_with(start))
+    };
+    match log.lines().rfind(is_reason) {
+        Some(reason) => format!("{what}: {}", reason.trim()),
+        None => what.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn of_a_verifier_log_the_reason_is_told() {
+        let error = "the syscall returned Permission denied (os error 13). Verifier output: 0: R1=ctx()\n\
+                     1: (1f) r5 -= r6\n\
+                     R5 pointer -= pointer prohibited\n\
+                     processed 57 insns (limit 1000000)\n";
+        let brief = super::brief(error);
+        assert_eq!(
+            brief,
+            "the syscall returned Permission denied (os error 13): R5 pointer -= pointer prohibited"
+        );
+        assert_eq!(super::brief("no log"), "no log");
+    }
 }

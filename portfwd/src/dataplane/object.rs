@@ -86,7 +86,8 @@ fn refused(tables: &FlowTables, error: EbpfError) -> Error {
             if io_error.raw_os_error() == Some(libc::ENOMEM) =>
         {
             Error::machine(format!(
-                "the kernel has no memory for the tables of {} flows, which take {};                  type a smaller `--max-flows`",
+                "the kernel has no memory for the tables of {} flows, which take {}; \
+                 type a smaller `--max-flows`",
                 tables.flows(),
                 tables.memory()
             ))

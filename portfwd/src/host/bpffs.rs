@@ -44,11 +44,6 @@ pub fn map_dir(cookie: &str) -> PathBuf {
     pin_dir(cookie).join("maps")
 }
 
-/// Folder of the pinned links of the namespace with this cookie.
-pub fn link_dir(cookie: &str) -> PathBuf {
-    pin_dir(cookie).join("links")
-}
-
 /// Makes the folder of the pinned maps. The caller holds the lock.
 pub fn make_map_dir(cookie: &str) -> Result<(), Error> {
     let folder = map_dir(cookie);

@@ -3,11 +3,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::CStr;
-use std::fmt;
-use std::io;
 use std::net::IpAddr;
 
-use futures::TryStreamExt;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::AddressFamily as Family;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
@@ -16,6 +13,7 @@ use rtnetlink::packet_route::link::{
 };
 
 use super::kernel::Release;
+use super::netlink;
 use crate::Error;
 
 /// Where the IP header of a packet starts on a device.
@@ -44,18 +42,9 @@ pub struct Device {
     pub leads_out: bool,
 }
 
-/// A device that no program is attached to, and why.
+/// Why no program is attached to a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LeftOut {
-    /// Interface name.
-    pub name: String,
-    /// The reason.
-    pub why: Why,
-}
-
-/// Why a device is left out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Why {
+enum Why {
     /// It is a port of a bridge, bond, team or virtual switch: its packets
     /// reach this host on that device, named here.
     Port(String),
@@ -63,39 +52,13 @@ pub enum Why {
     Unsuited(String),
 }
 
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Port(master) => write!(f, "it is a port of {master}"),
-            Self::Unsuited(reason) => f.write_str(reason),
-        }
-    }
-}
-
-/// Opens a connection to ask for devices and addresses, of the network
-/// namespace that the thread is in. Needs a running tokio runtime.
-pub fn connect() -> Result<Handle, Error> {
-    let (connection, handle, _) =
-        rtnetlink::new_connection().map_err(|error| no_netlink(&error))?;
-    tokio::spawn(connection);
-    Ok(handle)
-}
-
 /// Every layer-3 device, by index.
 pub async fn list(handle: &Handle) -> Result<Vec<Device>, Error> {
-    Ok(survey(handle)
-        .await?
-        .into_iter()
-        .filter_map(Result::ok)
-        .collect())
-}
-
-/// Every other device, by index, and why it is none.
-pub async fn left_out(handle: &Handle) -> Result<Vec<LeftOut>, Error> {
-    Ok(survey(handle)
-        .await?
-        .into_iter()
-        .filter_map(Result::err)
+    let facts = facts(handle).await?;
+    let kernel = Release::running()?;
+    Ok(facts
+        .iter()
+        .filter_map(|device| classify(device, &facts, kernel).ok())
         .collect())
 }
 
@@ -108,14 +71,11 @@ pub async fn named(handle: &Handle, name: &str) -> Result<Device, Error> {
 /// address that two devices have stands here twice; one that another host
 /// was found to use already is not ours.
 pub async fn addresses(handle: &Handle) -> Result<Vec<(IpAddr, u32)>, Error> {
-    let messages: Vec<AddressMessage> = handle
-        .address()
-        .get()
-        .execute()
-        .try_collect()
+    let mut unique = BTreeSet::new();
+    let messages = handle.address().get().execute();
+    netlink::list(messages, |message| unique.extend(address_of(&message)))
         .await
         .map_err(|error| refused(&error))?;
-    let unique: BTreeSet<(IpAddr, u32)> = messages.iter().filter_map(address_of).collect();
     Ok(unique.into_iter().collect())
 }
 
@@ -149,26 +109,15 @@ struct Facts {
     linked_away: bool,
 }
 
-async fn survey(handle: &Handle) -> Result<Vec<Result<Device, LeftOut>>, Error> {
-    let facts = facts(handle).await?;
-    let kernel = Release::running()?;
-    Ok(facts
-        .iter()
-        .map(|device| classify(device, &facts, kernel))
-        .collect())
-}
-
 async fn facts(handle: &Handle) -> Result<Vec<Facts>, Error> {
     let request = handle
         .link()
         .get()
         .set_filter_mask(Family::Unspec, vec![LinkExtentMask::SkipStats]);
-    let messages: Vec<LinkMessage> = request
-        .execute()
-        .try_collect()
+    let mut facts = Vec::new();
+    netlink::list(request.execute(), |message| facts.extend(facts_of(message)))
         .await
         .map_err(|error| refused(&error))?;
-    let mut facts: Vec<Facts> = messages.into_iter().filter_map(facts_of).collect();
     facts.sort_by_key(|device| device.index);
     // A device that changes while the list is sent may be in it twice.
     facts.dedup_by_key(|device| device.index);
@@ -227,7 +176,7 @@ fn find(all: &[Facts], kernel: Release, name: &str) -> Result<Device, Error> {
             usable(all, kernel)
         )));
     };
-    classify(device, all, kernel).map_err(|LeftOut { why, .. }| match &why {
+    classify(device, all, kernel).map_err(|why| match why {
         Why::Port(master) => Error::machine(format!(
             "interface {name} is a port of {master} and its packets reach this host there; \
              name {} instead",
@@ -263,15 +212,11 @@ fn on_top<'a>(device: &'a Facts, all: &'a [Facts]) -> &'a str {
     &top.name
 }
 
-fn classify(device: &Facts, all: &[Facts], kernel: Release) -> Result<Device, LeftOut> {
-    let left_out = |why| LeftOut {
-        name: device.name.clone(),
-        why,
-    };
+fn classify(device: &Facts, all: &[Facts], kernel: Release) -> Result<Device, Why> {
     if let Some(master) = port_of(device, all) {
-        return Err(left_out(Why::Port(master)));
+        return Err(Why::Port(master));
     }
-    let link = link_of(device, kernel).map_err(|reason| left_out(Why::Unsuited(reason)))?;
+    let link = link_of(device, kernel).map_err(Why::Unsuited)?;
     Ok(Device {
         index: device.index,
         name: device.name.clone(),
@@ -371,13 +316,6 @@ fn address_of(message: &AddressMessage) -> Option<(IpAddr, u32)> {
         return None;
     }
     Some((local.or(address)?, message.header.index))
-}
-
-pub(super) fn no_netlink(error: &io::Error) -> Error {
-    Error::machine(format!(
-        "cannot ask the kernel for its interfaces over netlink: {error}; \
-         run portfwd where NETLINK_ROUTE sockets are allowed"
-    ))
 }
 
 fn refused(error: &rtnetlink::Error) -> Error {
@@ -498,7 +436,7 @@ mod tests {
             other_kind("openvswitch"),
         ] {
             let all = [port(ether(2, "eth0"), 3), of_kind(ether(3, "top"), kind)];
-            let why = classify(&all[0], &all, NEW).unwrap_err().why;
+            let why = classify(&all[0], &all, NEW).unwrap_err();
             assert_eq!(why, Why::Port("top".to_owned()));
             assert!(classify(&all[1], &all, NEW).is_ok());
         }
@@ -512,7 +450,7 @@ mod tests {
     #[test]
     fn a_master_out_of_sight_still_makes_a_port() {
         let all = [port(ether(2, "eth0"), 9)];
-        let why = classify(&all[0], &all, NEW).unwrap_err().why;
+        let why = classify(&all[0], &all, NEW).unwrap_err();
         assert_eq!(why, Why::Port("interface 9".to_owned()));
     }
 

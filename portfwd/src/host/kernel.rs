@@ -14,6 +14,7 @@ pub const FLOOR: Release = Release {
 /// Bits of the capability sets, from `linux/capability.h`.
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;
+const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
 
 /// The first two numbers of a kernel release.
@@ -97,14 +98,27 @@ fn effective_capabilities(status: &str) -> u64 {
         .unwrap_or(0)
 }
 
-/// `CAP_SYS_ADMIN` still includes what 5.8 split off as `CAP_BPF`.
-fn missing(set: u64) -> Option<&'static str> {
+/// `CAP_SYS_ADMIN` still includes what 5.8 split off as `CAP_BPF` and
+/// `CAP_PERFMON`; without the latter the verifier takes no program that compares
+/// pointers.
+fn missing(set: u64) -> Option<String> {
     let has = |capability: u32| set & (1 << capability) != 0;
-    match (has(CAP_NET_ADMIN), has(CAP_BPF) || has(CAP_SYS_ADMIN)) {
-        (true, true) => None,
-        (false, true) => Some("CAP_NET_ADMIN is"),
-        (true, false) => Some("CAP_BPF is"),
-        (false, false) => Some("CAP_NET_ADMIN and CAP_BPF are"),
+    let wanted = [
+        (CAP_NET_ADMIN, "CAP_NET_ADMIN"),
+        (CAP_BPF, "CAP_BPF"),
+        (CAP_PERFMON, "CAP_PERFMON"),
+    ];
+    let lacks = |capability| {
+        let covered = capability != CAP_NET_ADMIN && has(CAP_SYS_ADMIN);
+        !covered && !has(capability)
+    };
+    let missing: Vec<&str> = wanted
+        .into_iter()
+        .filter_map(|(capability, name)| lacks(capability).then_some(name))
+        .collect();
+    match missing.split_last()? {
+        (only, []) => Some(format!("{only} is")),
+        (last, others) => Some(format!("{} and {last} are", others.join(", "))),
     }
 }
 
@@ -157,12 +171,17 @@ mod tests {
     #[test]
     fn capabilities_decide_and_not_the_user() {
         let set = |bits: &[u32]| bits.iter().fold(0_u64, |set, bit| set | 1 << bit);
-        assert_eq!(missing(set(&[CAP_NET_ADMIN, CAP_BPF])), None);
-        assert_eq!(missing(set(&[CAP_NET_ADMIN, CAP_SYS_ADMIN])), None);
-        assert_eq!(missing(set(&[CAP_BPF])), Some("CAP_NET_ADMIN is"));
-        assert_eq!(missing(set(&[CAP_NET_ADMIN])), Some("CAP_BPF is"));
-        assert_eq!(missing(0), Some("CAP_NET_ADMIN and CAP_BPF are"));
+        let missing = |set| missing(set).unwrap_or_default();
+        assert_eq!(missing(set(&[CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON])), "");
+        assert_eq!(missing(set(&[CAP_NET_ADMIN, CAP_SYS_ADMIN])), "");
+        assert_eq!(missing(set(&[CAP_SYS_ADMIN])), "CAP_NET_ADMIN is");
+        assert_eq!(
+            missing(set(&[CAP_NET_ADMIN])),
+            "CAP_BPF and CAP_PERFMON are"
+        );
+        assert_eq!(missing(set(&[CAP_NET_ADMIN, CAP_BPF])), "CAP_PERFMON is");
+        assert_eq!(missing(0), "CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON are");
         let status = "Name:\tportfwd\nCapPrm:\t0000000000000000\nCapEff:\t000001ffffffffff\n";
-        assert_eq!(missing(effective_capabilities(status)), None);
+        assert_eq!(missing(effective_capabilities(status)), "");
     }
 }

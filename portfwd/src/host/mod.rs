@@ -9,6 +9,7 @@ pub mod devices;
 pub mod journal;
 pub mod kernel;
 pub mod lock;
+pub mod netlink;
 pub mod netns;
 pub mod routes;
 pub mod watch;

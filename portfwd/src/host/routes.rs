@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use rtnetlink::Handle;
-use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_core::{ErrorMessage, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
@@ -16,6 +16,7 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::packet_route::{AddressFamily as Family, RouteNetlinkMessage};
 
+use super::netlink;
 use crate::Error;
 
 /// The ports that the kernel gives connections of this host, of the network
@@ -32,6 +33,15 @@ pub const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 
 /// The table of this host's own addresses (`RT_TABLE_LOCAL`).
 const LOCAL_TABLE: u32 = 255;
+
+/// What the kernel answers where nothing leads, and for routes and rules that
+/// refuse: unreachable, blackhole and prohibit (`fib_props`, `fib6_props`).
+const NO_ROUTE: [libc::c_int; 4] = [
+    libc::ENETUNREACH,
+    libc::EHOSTUNREACH,
+    libc::EINVAL,
+    libc::EACCES,
+];
 
 /// How this host reaches an address: what `ip route get` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -58,13 +68,23 @@ pub async fn route(handle: &Handle, addr: IpAddr) -> Result<Option<Route>, Error
     question.header.destination_prefix_length = if addr.is_ipv4() { 32 } else { 128 };
     question.attributes = vec![RouteAttribute::Destination(addr.into())];
     let answers = handle.route().get(question).execute();
-    let answer = Box::pin(answers).try_next().await;
-    match answer {
-        Ok(message) => Ok(message.as_ref().and_then(route_of)),
-        // ENETUNREACH and its like, which blackholes and prohibitions answer.
-        Err(rtnetlink::Error::NetlinkError(_)) => Ok(None),
-        Err(error) => Err(unanswered("routes", &error)),
+    match Box::pin(answers).next().await {
+        Some(Ok(message)) => Ok(route_of(&message)),
+        Some(Err(error)) if is_no_route(&error) => Ok(None),
+        Some(Err(error)) => Err(unanswered("routes", &error)),
+        None => Err(unanswered("routes", &rtnetlink::Error::RequestFailed)),
     }
+}
+
+/// Anything else leaves open whether there is a route.
+fn is_no_route(error: &rtnetlink::Error) -> bool {
+    matches!(error, rtnetlink::Error::NetlinkError(error)
+        if netlink::is_one_of(error.code, &NO_ROUTE) || lacks_family(error))
+}
+
+/// IPv6 may be off in the kernel, or be no part of it.
+fn lacks_family(error: &ErrorMessage) -> bool {
+    netlink::is_one_of(error.code, &[libc::EOPNOTSUPP, libc::EAFNOSUPPORT])
 }
 
 fn route_of(message: &RouteMessage) -> Option<Route> {
@@ -199,9 +219,21 @@ pub async fn v6_hops(handle: &Handle) -> Result<Vec<Hop>, Error> {
 }
 
 async fn hops(handle: &Handle, family: Family) -> Result<Vec<Hop>, Error> {
+    let mut question = RouteMessage::default();
+    question.header.address_family = family;
     let mut hops = Vec::new();
-    dump(handle, family, |message| add_hops(message, &mut hops)).await?;
-    Ok(hops)
+    let routes = handle.route().get(question).execute();
+    let listed = netlink::list(routes, |message| {
+        // Asked for those of a family that it lacks, the kernel lists all.
+        if message.header.address_family == family {
+            add_hops(&message, &mut hops);
+        }
+    });
+    match listed.await {
+        Err(rtnetlink::Error::NetlinkError(error)) if lacks_family(&error) => Ok(Vec::new()),
+        Err(error) => Err(unanswered("routes", &error)),
+        Ok(()) => Ok(hops),
+    }
 }
 
 fn add_hops(message: &RouteMessage, hops: &mut Vec<Hop>) {
@@ -256,25 +288,6 @@ fn gateway(attributes: &[RouteAttribute]) -> Option<IpAddr> {
     })
 }
 
-/// Asks for every route of a family.
-async fn dump(
-    handle: &Handle,
-    family: Family,
-    mut each: impl FnMut(&RouteMessage),
-) -> Result<(), Error> {
-    let mut question = RouteMessage::default();
-    question.header.address_family = family;
-    let mut routes = Box::pin(handle.route().get(question).execute());
-    loop {
-        match routes.try_next().await {
-            Ok(Some(message)) => each(&message),
-            // Without the family there is none of its routes.
-            Ok(None) | Err(rtnetlink::Error::NetlinkError(_)) => return Ok(()),
-            Err(error) => return Err(unanswered("routes", &error)),
-        }
-    }
-}
-
 /// The Ethernet address of a neighbour that was heard of lately, or that was
 /// entered by hand. One that is stale is left out: only packets that the
 /// kernel addresses itself make it look again.
@@ -302,13 +315,20 @@ pub async fn neighbour(
         .request(request)
         .map_err(|error| unanswered("neighbours", &error))?;
     let answer = Box::pin(answers).next().await;
-    Ok(match answer.map(|message| message.payload) {
+    let error = match answer.map(|message| message.payload) {
         Some(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(message))) => {
-            neighbour_of(&message)
+            return Ok(neighbour_of(&message));
         }
-        // ENOENT: it was never asked for.
-        _ => None,
-    })
+        Some(NetlinkPayload::Error(error)) if is_no_neighbour(&error) => return Ok(None),
+        Some(NetlinkPayload::Error(error)) => rtnetlink::Error::NetlinkError(error),
+        _ => rtnetlink::Error::RequestFailed,
+    };
+    Err(unanswered("neighbours", &error))
+}
+
+/// It was never asked for, or its device has gone.
+fn is_no_neighbour(error: &ErrorMessage) -> bool {
+    netlink::is_one_of(error.code, &[libc::ENOENT, libc::ENODEV]) || lacks_family(error)
 }
 
 fn neighbour_of(message: &NeighbourMessage) -> Option<[u8; 6]> {
@@ -361,6 +381,8 @@ fn unanswered(what: &str, error: &rtnetlink::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroI32;
+
     use rtnetlink::packet_route::route::RouteNextHop;
 
     use super::*;
@@ -431,6 +453,34 @@ mod tests {
             answer.header.kind = kind;
             assert_eq!(route_of(&answer), None, "{kind:?}");
         }
+    }
+
+    #[test]
+    fn an_answer_that_leaves_the_route_open_is_an_error() {
+        let answer = |errno: libc::c_int| {
+            let mut error = ErrorMessage::default();
+            error.code = NonZeroI32::new(-errno);
+            error
+        };
+        let none = |errno| is_no_route(&rtnetlink::Error::NetlinkError(answer(errno)));
+        for errno in [
+            libc::ENETUNREACH,
+            libc::EHOSTUNREACH,
+            libc::EINVAL,
+            libc::EACCES,
+            libc::EOPNOTSUPP,
+            libc::EAFNOSUPPORT,
+        ] {
+            assert!(none(errno), "{errno}");
+        }
+        for errno in [libc::ENOMEM, libc::ENOBUFS, libc::EINTR, libc::EAGAIN] {
+            assert!(!none(errno), "{errno}");
+            assert!(!is_no_neighbour(&answer(errno)), "{errno}");
+            assert!(!lacks_family(&answer(errno)), "{errno}");
+        }
+        assert!(!is_no_route(&rtnetlink::Error::RequestFailed));
+        assert!(is_no_neighbour(&answer(libc::ENOENT)));
+        assert!(is_no_neighbour(&answer(libc::ENODEV)));
     }
 
     #[test]

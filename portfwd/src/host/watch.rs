@@ -12,7 +12,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep_until};
 
-use super::devices::no_netlink;
+use super::netlink::no_netlink;
 use super::routes::LONGEST_DEFAULT;
 use crate::Error;
 
@@ -47,6 +47,8 @@ pub fn watch(scope: Scope) -> Result<Watch, Error> {
 pub struct Watch {
     socket: AsyncFd<OwnedFd>,
     quiet_until: Instant,
+    /// How often in a row they could not be read.
+    failures: u32,
 }
 
 /// News come no closer together than this, however much changes.
@@ -59,22 +61,48 @@ impl Watch {
     ///
     /// Only the kind of a message is read: an overrun of the buffer
     /// (`ENOBUFS`) and a message of a later kernel are news of anything.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`] where they cannot be read; they are read again after
+    /// a [`pause`].
     pub async fn changed(&mut self) -> Result<News, Error> {
         sleep_until(self.quiet_until).await;
+        let news = self.next().await;
+        let quiet = match news {
+            Ok(_) => {
+                self.failures = 0;
+                PAUSE
+            }
+            Err(_) => {
+                self.failures = self.failures.saturating_add(1);
+                pause(self.failures - 1)
+            }
+        };
+        self.quiet_until = Instant::now() + quiet;
+        news
+    }
+
+    async fn next(&self) -> Result<News, Error> {
         loop {
             let mut ready = self
                 .socket
                 .readable()
                 .await
                 .map_err(|error| no_netlink(&error))?;
-            let news = drain(ready.get_inner()).map_err(|errno| no_netlink(&errno.into()))?;
+            let news = drain(ready.get_inner());
             ready.clear_ready();
-            if let Some(news) = news {
-                self.quiet_until = Instant::now() + PAUSE;
+            if let Some(news) = news.map_err(|errno| no_netlink(&errno.into()))? {
                 return Ok(news);
             }
         }
     }
+}
+
+/// How long what failed so often before is left alone: from a second to a
+/// little over an hour, for each repeat tells of the failure again.
+pub fn pause(failures: u32) -> Duration {
+    Duration::from_secs(1 << failures.min(12))
 }
 
 impl Scope {
@@ -110,6 +138,10 @@ fn open_watch(scope: Scope) -> nix::Result<Watch> {
         socket.as_raw_fd(),
         &NetlinkAddr::new(0, scope.groups().cast_unsigned()),
     )?;
+    listen(socket)
+}
+
+fn listen(socket: OwnedFd) -> nix::Result<Watch> {
     // SAFETY: the `AsyncFd` owns the descriptor, which stays open and the same
     // until it is dropped; nothing takes it out.
     let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(
@@ -122,6 +154,7 @@ fn open_watch(scope: Scope) -> nix::Result<Watch> {
     Ok(Watch {
         socket,
         quiet_until: Instant::now(),
+        failures: 0,
     })
 }
 
@@ -156,7 +189,27 @@ fn told_by(header: &[u8; HEADER]) -> News {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
+
     use super::*;
+
+    #[tokio::test]
+    async fn what_cannot_be_read_is_left_alone_for_longer_each_time() {
+        // Ready to be read, and no socket.
+        let (reader, writer) = io::pipe().expect("a pipe");
+        drop(writer);
+        let mut watch = listen(reader.into()).expect("a watch");
+        for seconds in [1, 2, 4] {
+            let before = Instant::now();
+            assert!(watch.changed().await.is_err());
+            assert!(watch.quiet_until >= before + Duration::from_secs(seconds));
+            assert!(watch.changed().now_or_never().is_none());
+            let (reader, _) = io::pipe().expect("a pipe");
+            let next = listen(reader.into()).expect("a watch");
+            watch.socket = next.socket;
+            watch.quiet_until = next.quiet_until;
+        }
+    }
 
     #[test]
     fn a_message_tells_what_is_to_be_asked_again() {

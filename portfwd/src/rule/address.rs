@@ -9,7 +9,10 @@ use std::{
 
 use portfwd_common::Addr;
 
-use super::{print::Bracketed, text::Read};
+use super::{
+    print::Bracketed,
+    text::{Read, proto},
+};
 
 /// Which address of a rule is being read.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -72,7 +75,10 @@ fn v4(part: &str, role: Role, resolve: Resolve<'_>) -> Read<Ipv4Addr> {
         return Ok(addr);
     }
     if may_be_host_name(part) {
-        return Err(host_name(part, resolve(part)));
+        return Err(match role {
+            Role::Listen => listen_word(part, resolve),
+            Role::Target => host_name(part, resolve(part)),
+        });
     }
     let example = match role {
         Role::Listen => "10.0.0.1:80:5000",
@@ -81,6 +87,28 @@ fn v4(part: &str, role: Role, resolve: Resolve<'_>) -> Read<Ipv4Addr> {
     Err(format!(
         "`{part}` is not an address; type four numbers from 0 to 255, as in `{example}`"
     ))
+}
+
+/// What to say of a word where a listen address belongs.
+fn listen_word(word: &str, resolve: Resolve<'_>) -> String {
+    if word == "any" {
+        return "`any` is not an address; \
+                type `*`, as in `*:80:5000`, for every address of this host"
+            .into();
+    }
+    if proto(word).is_some() {
+        return format!(
+            "the protocol `{word}` stands where a listen address belongs; \
+             type it at the end, as in `80:5000/tcp`"
+        );
+    }
+    match resolve(word) {
+        None => format!(
+            "`{word}` is not an address, and as a host name it does not resolve here; \
+             type an address of this host, or `-i {word}` before the rule if it is a device"
+        ),
+        found => host_name(word, found),
+    }
 }
 
 fn of_one_host(addr: IpAddr, role: Role) -> Read<IpAddr> {

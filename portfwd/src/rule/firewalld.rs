@@ -35,7 +35,7 @@ pub(super) fn parse(text: &str, resolve: Resolve<'_>) -> Read<Rule> {
         ports: text::ports(&port)?,
         targets: vec![target],
         protos: match fields.proto {
-            Some(names) => text::protos(&names)?,
+            Some(names) => text::protos(&names, "proto=")?,
             None => Protos::default(),
         },
     })

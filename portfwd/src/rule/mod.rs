@@ -7,6 +7,7 @@ mod address;
 mod firewalld;
 mod later;
 mod print;
+mod sources;
 mod text;
 mod valid;
 
@@ -16,6 +17,7 @@ use ipnet::IpNet;
 pub use later::not_yet;
 pub use portfwd_common::Proto;
 pub use print::proto_name;
+pub use sources::{check_sources, source};
 
 /// One rule: which ports of which address go where.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -30,6 +32,14 @@ pub struct Rule {
     pub targets: Vec<Target>,
     /// The protocols that the rule holds for.
     pub protos: Protos,
+}
+
+impl Rule {
+    /// The addresses in the rule, the listen address first.
+    fn addrs(&self) -> impl Iterator<Item = IpAddr> {
+        let targets = self.targets.iter().filter_map(|target| target.addr);
+        self.listen.into_iter().chain(targets)
+    }
 }
 
 /// One target of a rule.

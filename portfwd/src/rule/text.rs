@@ -58,7 +58,10 @@ fn parse(text: &str, resolve: Resolve<'_>) -> Read<Rule> {
         return firewalld::parse(text, resolve);
     }
     let (body, protos) = match text.split_once('/') {
-        Some((body, names)) => (body, protos(names)?),
+        Some((body, names)) => {
+            only_before_protocols(body, names)?;
+            (body, protos(names, "/")?)
+        }
         None => (text, Protos::default()),
     };
     let (head, more) = match body.split_once(',') {
@@ -80,7 +83,11 @@ fn parse(text: &str, resolve: Resolve<'_>) -> Read<Rule> {
     let ports = ports(shape.ports)?;
     let mut targets = vec![target(shape.target, resolve)?];
     for further in more.into_iter().flat_map(|more| more.split(',')) {
-        targets.push(target(&self::parts(further)?, resolve)?);
+        let parts = self::parts(further)?;
+        if parts.len() > 1 && Kind::of(parts[0]) == Kind::Ports {
+            return Err(two_rules(further));
+        }
+        targets.push(target(&parts, resolve)?);
     }
     Ok(Rule {
         listen,
@@ -88,6 +95,50 @@ fn parse(text: &str, resolve: Resolve<'_>) -> Read<Rule> {
         targets,
         protos,
     })
+}
+
+/// Refuses a slash that is not the one before the protocols at the end.
+fn only_before_protocols(body: &str, rest: &str) -> Read<()> {
+    if body.ends_with(':') && rest.starts_with('/') {
+        return Err(
+            "a URL stands there, and a rule takes ports and addresses only; \
+             type them, as in `80:10.0.0.5:8080`"
+                .into(),
+        );
+    }
+    if body.is_empty() || body.ends_with(':') {
+        return Err(format!(
+            "`/{rest}` stands where ports or an address belong, and a rule takes no path; \
+             type them there, as in `80:5000/tcp`"
+        ));
+    }
+    let (first, more) = match rest.find([':', ',']) {
+        Some(at) => rest.split_at(at),
+        None => (rest, ""),
+    };
+    if !first.is_empty() && first.chars().all(is_of_ipv4) {
+        return Err(format!(
+            "`/{first}` makes a prefix, and a rule takes single addresses; \
+             leave it out (`--from` takes prefixes, of clients)"
+        ));
+    }
+    if more.starts_with(':') {
+        return Err(format!(
+            "`/{first}` stands before `{more}`, and a protocol stands at the end; \
+             type it there, as in `80:5000/tcp`"
+        ));
+    }
+    match more.strip_prefix(',') {
+        Some(further) if further.contains(':') => Err(two_rules(further)),
+        _ => Ok(()),
+    }
+}
+
+fn two_rules(further: &str) -> String {
+    format!(
+        "`{further}` behind the comma is a rule of its own; \
+         type a space between rules, as in `80:5000 81:5001`"
+    )
 }
 
 /// Which part of the text up to the first comma is what.
@@ -101,13 +152,33 @@ struct Shape<'a> {
 impl<'a> Shape<'a> {
     fn of(parts: &'a [&'a str]) -> Read<Self> {
         let (listen, ports, target) = match *parts {
-            [only] => return Err(missing_target(only)),
+            [only] if Kind::of(only) == Kind::Ports => return Err(missing_target(only)),
+            [only] => {
+                return Err(format!(
+                    "`{only}` has no `:` between ports and a target; \
+                     type both, as in `80:5000`"
+                ));
+            }
+            ["*", _] => {
+                return Err(
+                    "`*` stands where ports belong, and it is every address of this host; \
+                     type ports behind it and where they go, as in `*:80:5000`"
+                        .into(),
+                );
+            }
             [listen, ports] if Kind::of(listen) == Kind::Address => {
                 return Err(missing_target(&format!("{listen}:{ports}")));
             }
             [ports, _] => (None, ports, &parts[1..]),
             [listen, ports, _] if is_listen(listen, ports) => (Some(listen), ports, &parts[2..]),
             [ports, _, _] => (None, ports, &parts[1..]),
+            [first, _, _, _] if Kind::of(first) == Kind::Ports => {
+                return Err(format!(
+                    "`{}` has too many parts behind the ports `{first}`; \
+                     type a target address and its ports, as in `80:10.0.0.5:8080`",
+                    parts.join(":")
+                ));
+            }
             [listen, ports, _, _] => (Some(listen), ports, &parts[2..]),
             _ => {
                 return Err(format!(
@@ -347,18 +418,19 @@ fn number(digits: &str) -> Option<u16> {
     digits.parse().ok().filter(|_| plain)
 }
 
-/// Reads `tcp+udp`.
-pub(super) fn protos(names: &str) -> Read<Protos> {
+/// Reads `tcp+udp`; `mark` is what it stands behind.
+pub(super) fn protos(names: &str, mark: &str) -> Read<Protos> {
     let mut protos = Vec::new();
     for name in names.split('+') {
         if name.is_empty() {
-            return Err("a protocol is missing; type one, as in `/udp` or `/tcp+udp`".into());
-        }
-        let known = [Proto::Tcp, Proto::Udp, Proto::Sctp];
-        let Some(proto) = known.into_iter().find(|proto| proto_name(*proto) == name) else {
             return Err(format!(
-                "`{name}` is no protocol of a rule; type `/tcp`, `/udp`, `/sctp` \
-                 or several joined by `+` at the end, as in `/tcp+udp`"
+                "a protocol is missing; type one, as in `{mark}udp` or `{mark}tcp+udp`"
+            ));
+        }
+        let Some(proto) = proto(name) else {
+            return Err(format!(
+                "`{name}` is no protocol of a rule; \
+                 type `{mark}tcp`, `{mark}udp` or `{mark}tcp+udp`"
             ));
         };
         if protos.contains(&proto) {
@@ -369,6 +441,12 @@ pub(super) fn protos(names: &str) -> Read<Protos> {
         protos.push(proto);
     }
     Ok(Protos(protos))
+}
+
+/// The protocol of this name.
+pub(super) fn proto(name: &str) -> Option<Proto> {
+    let known = [Proto::Tcp, Proto::Udp, Proto::Sctp];
+    known.into_iter().find(|proto| proto_name(*proto) == name)
 }
 
 #[cfg(test)]

@@ -21,8 +21,7 @@ pub(super) fn check(rule: &Rule) -> Read<()> {
 }
 
 fn one_family(rule: &Rule) -> Read<()> {
-    let targets = rule.targets.iter().filter_map(|target| target.addr);
-    let mut addrs = rule.listen.into_iter().chain(targets);
+    let mut addrs = rule.addrs();
     let Some(first) = addrs.next() else {
         return Ok(());
     };

@@ -101,6 +101,8 @@ fn a_rule_prints_in_the_normal_form() {
         ("10.0.0.1:80:10.0.0.5", "10.0.0.1:80:10.0.0.5"),
         ("80:[::1]:5000", "80:[::1]:5000"),
         ("80:[2001:DB8:0::2]", "80:[2001:db8::2]"),
+        ("[fe80::1]:80:5000", "[fe80::1]:80:5000"),
+        ("80:169.254.0.2:80", "80:169.254.0.2:80"),
         ("[::1]:80:[::1]:5000/udp", "[::1]:80:[::1]:5000/udp"),
         ("80:5000/udp+tcp", "80:5000/udp+tcp"),
         ("80:5000/sctp", "80:5000/sctp"),
@@ -141,7 +143,11 @@ const WRONG: &[(&str, &str)] = &[
     (":80:5000", "empty"),
     ("80::5000", "empty"),
     ("10.0.0.1:80", "target after `10.0.0.1:80` is missing"),
-    ("*:80", "target after `*:80` is missing"),
+    ("10.0.0.1", "no `:` between ports and a target"),
+    ("80->5000", "`80->5000` has no `:`"),
+    ("80;5000/udp", "`80;5000` has no `:`"),
+    ("*:80", "`*` stands where ports belong"),
+    ("*:5000", "as in `*:80:5000`"),
     ("80:5000,", "empty"),
     ("80:,10.0.0.3:80", "empty"),
     ("80:10.0.0.2,,10.0.0.3", "empty"),
@@ -166,22 +172,66 @@ const WRONG: &[(&str, &str)] = &[
     ("8000-8009:65530-65535", "type `65530` as target"),
     ("80:5000-5001", "type `5000` as target"),
     ("80-81:10.0.0.2:80,10.0.0.3:80-82", "of the same length"),
-    ("80:5000/icmp", "`icmp` is no protocol"),
+    (
+        "80:5000/icmp",
+        "`icmp` is no protocol of a rule; type `/tcp`, `/udp` or `/tcp+udp`",
+    ),
     ("80:5000/TCP", "`TCP` is no protocol"),
     ("80:5000/tcp/udp", "`tcp/udp` is no protocol"),
     ("80:5000/tcp,udp", "`tcp,udp` is no protocol"),
     ("80:5000/tcp+", "a protocol is missing"),
     ("80:5000/udp+udp", "`udp` is there twice"),
+    (
+        "80/tcp:5000",
+        "`/tcp` stands before `:5000`, and a protocol stands at the end",
+    ),
+    ("http://10.0.0.5:80", "a URL stands there"),
+    ("80:http://10.0.0.5:80/index", "a URL stands there"),
+    (
+        "80:/tmp/sock",
+        "`/tmp/sock` stands where ports or an address",
+    ),
+    ("/tmp/sock:80", "no path"),
+    ("80:/udp", "`/udp` stands where ports or an address"),
+    ("80:10.0.0.5/24:80", "`/24` makes a prefix"),
+    ("192.0.2.1/24:80:5000", "`--from` takes prefixes"),
+    (
+        "80:10.0.0.5/255.255.255.0",
+        "`/255.255.255.0` makes a prefix",
+    ),
+    ("80:[2001:db8::1]/64:80", "`/64` makes a prefix"),
+    ("80:10.0.0.2/8,10.0.0.3", "`/8` makes a prefix"),
     ("80:5000:", "empty"),
     ("80:5000x", "neither a port nor an address"),
     (
         "80:5000:6000",
         "`5000` stands where the target's address belongs",
     ),
-    ("80:81:82:83", "`80` is not an address"),
+    ("80:81:82:83", "too many parts behind the ports `80`"),
+    (
+        "80:10.0.0.5:8080:9",
+        "too many parts behind the ports `80`; type a target address",
+    ),
+    (
+        "80:5000:10.0.0.5:80",
+        "too many parts behind the ports `80`",
+    ),
+    (
+        "10.0.0.1:80:10.0.0.5:8080:9",
+        "too many parts; type at most",
+    ),
     ("80:81:82:83:84", "too many parts"),
     ("80:10.0.0.2,10.0.0.3:80:81", "too many parts"),
     ("80,443:5000", "as in `80:5000 443:5000`"),
+    (
+        "80:5000,81:5001",
+        "`81:5001` behind the comma is a rule of its own",
+    ),
+    ("80:10.0.0.2:80,81:10.0.0.3:81", "as in `80:5000 81:5001`"),
+    (
+        "80:5000/tcp,81:5001/udp",
+        "`81:5001/udp` behind the comma is a rule",
+    ),
     (
         "10.0.0.1:10.0.0.2:80",
         "`10.0.0.2` stands where ports belong",
@@ -238,6 +288,16 @@ const WRONG: &[(&str, &str)] = &[
     ("80:gone.example", "does not resolve here"),
     ("web-1:80:10.0.0.5:80", "does not resolve here"),
     (
+        "eth0:80:5000",
+        "`-i eth0` before the rule if it is a device",
+    ),
+    ("any:80:5000", "`any` is not an address; type `*`"),
+    (
+        "tcp:80:5000",
+        "the protocol `tcp` stands where a listen address belongs; type it at the end",
+    ),
+    ("udp:53:10.0.0.5:53", "as in `80:5000/tcp`"),
+    (
         "http:5000",
         "names of ports are not yet read; type the number",
     ),
@@ -274,7 +334,11 @@ const WRONG: &[(&str, &str)] = &[
     ("toport=80", "`port=` is missing"),
     ("port=80:toport=", "nothing follows `toport=`"),
     ("port=80:toport=81:toport=82", "`toport=` is there twice"),
-    ("port=80:proto=dccp:toport=81", "`dccp` is no protocol"),
+    (
+        "port=80:proto=dccp:toport=81",
+        "`dccp` is no protocol of a rule; type `proto=tcp`, `proto=udp` or `proto=tcp+udp`",
+    ),
+    ("port=80:proto=tcp+:toport=81", "as in `proto=udp`"),
     ("port=80:to=81", "`to=` is not known"),
     ("port=80:toport=81:82", "`82` has no `=`"),
     ("port=80:toaddr=10.0.0.5/24", "not an address"),
@@ -409,8 +473,7 @@ fn some_rule() -> impl Strategy<Value = Rule> {
             protos,
         })
         .prop_filter("parts that fit each other", |rule| {
-            let addrs = rule.targets.iter().filter_map(|target| target.addr);
-            let mut addrs = addrs.chain(rule.listen).map(portfwd_common::Addr::from);
+            let mut addrs = rule.addrs().map(portfwd_common::Addr::from);
             let usable = addrs.all(|addr| !addr.names_no_host());
             usable && valid::check(rule).is_ok()
         })
