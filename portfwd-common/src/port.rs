@@ -1,4 +1,5 @@
-//! The port table: the one load that decides whether a packet can be ours.
+//! The port table: a load for each port of a packet decides whether it can be
+//! ours.
 
 use crate::map_type;
 

@@ -82,12 +82,12 @@ verdicts! {
     22 CannotSteer    Drop "cannot-steer"    "The kernel cannot steer to this listener, nor can the packet be rewritten."
     23 Forwarded      Send "forwarded"       "Rewritten and sent on to the target, another host."
     24 Returned       Send "returned"        "A reply of another host: got back the address and port the client dialled, and was sent to it."
-    25 NoRoute        Drop "no-route"        "No route leads to the target, or none with an address to masquerade with."
-    26 HopLimit       Drop "hop-limit"       "The TTL or hop limit ran out on the way to another host."
-    27 TooLarge       Drop "too-large"       "Larger than the MTU of the interface that leads to the other host."
+    25 NoRoute        Drop "no-route"        "No route leads to the other host, or none with an address to masquerade with."
+    26 HopLimit       Drop "hop-limit"       "The TTL or hop limit ran out on the way to another host or back."
+    27 TooLarge       Drop "too-large"       "Larger than the MTU of the interface that leads to the other host, or back."
     28 Unhooked       Pass "unhooked"        "From a program of this host to a rule for another host, and no connect hook had sent it there."
     29 Dialled        Pass "dialled"         "A program of this host dialled a rule for another host; the connect hook gave it the target."
-    30 Passing        Pass "passing"         "Leaves on its way to or from another host; the program that it came in by counted it."
+    30 Passing        Pass "passing"         "Leaves on its way back from another host; the program that it came in by counted it."
     31 Martian        Pass "martian"         "To a rule for another host, from an address of this host or from one that names no host: the stack drops it."
 }
 

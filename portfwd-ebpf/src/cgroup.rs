@@ -210,7 +210,7 @@ pub unsafe fn answer<W: Width>(context: &SockAddrContext) {
         // SAFETY: the caller's promise.
         unsafe {
             let peer = peer::<W>(context);
-            if let Some(dialled) = dial::answer(&Maps::open(), cookie, proto, &peer) {
+            if let Some(dialled) = dial::answer(&Maps::without_bank(), cookie, proto, &peer) {
                 set_peer::<W>(context, &dialled);
             }
         }

@@ -84,16 +84,21 @@ pub fn rule<T: Tables>(
 ) -> Result<Claimed, Verdict> {
     let slot = slot(tables, entry, dialled.proto, dialled.family, dialled.addr);
     let rule = tables.rule(slot).ok_or(Verdict::NoRule)?;
-    if rule.flags & RuleEntry::HAS_FROM != 0 {
-        let key = FromKey {
-            slot: slot.to_be(),
-            addr: *source,
-        };
-        if !tables.lists(&key) {
-            return Err(Verdict::NotListed);
-        }
+    if serves(tables, slot, &rule, source) {
+        Ok(Claimed { slot, rule })
+    } else {
+        Err(Verdict::NotListed)
     }
-    Ok(Claimed { slot, rule })
+}
+
+/// Does the rule in the slot list the client?
+#[inline(always)]
+pub fn serves<T: Tables>(tables: &T, slot: u32, rule: &RuleEntry, client: &Addr) -> bool {
+    rule.flags & RuleEntry::HAS_FROM == 0
+        || tables.lists(&FromKey {
+            slot: slot.to_be(),
+            addr: *client,
+        })
 }
 
 impl Claimed {

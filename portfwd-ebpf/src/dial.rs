@@ -63,8 +63,13 @@ pub fn dial<T: Tables>(tables: &T, socket: &Socket, peer: &Peer) -> Result<Peer,
             Ok(target)
         }
         Err(verdict) => {
-            if entry.has(PortEntry::REMOTE) && socket.connected != dialled.addr {
-                tables.forget_dialled(&key(socket.cookie, socket.proto, &dialled));
+            let key = key(socket.cookie, socket.proto, &dialled);
+            // Most have none; and a look takes no lock.
+            if entry.has(PortEntry::REMOTE)
+                && socket.connected != dialled.addr
+                && tables.dialled(&key).is_some()
+            {
+                tables.forget_dialled(&key);
             }
             Err(verdict)
         }

@@ -1,6 +1,6 @@
 //! The walk of a packet that leaves by a device.
 
-use portfwd_common::{Addr, Family, Flow, FlowKey, PortEntry, Proto, Verdict};
+use portfwd_common::{Addr, Family, Flow, FlowKey, PortEntry, Proto, TargetEntry, Verdict};
 
 use crate::{
     claim,
@@ -114,7 +114,7 @@ fn dial<H: Hook, T: Tables>(hook: &mut H, tables: &T, draft: &mut Draft) -> Opti
         let Draft { packet, key, .. } = draft;
         let opens = !matches!(packet.proto, Proto::Tcp) || packet.is_open();
         *key = packet.tuple.reversed().key(packet.proto, FlowKey::INGRESS);
-        if !opens || known::flow(tables, key).is_none() {
+        if !opens || !is_a_flows(tables, key) {
             return None;
         }
         place::own(draft);
@@ -126,6 +126,13 @@ fn dial<H: Hook, T: Tables>(hook: &mut H, tables: &T, draft: &mut Draft) -> Opti
     Some(Verdict::Moved.into())
 }
 
+/// Do the replies of a flow come with this tuple? A client's packets may: those
+/// of a target that dials this host from the target port.
+#[inline(always)]
+fn is_a_flows<T: Tables>(tables: &T, key: &FlowKey) -> bool {
+    known::flow(tables, key).is_some_and(|known| known.flow.flags & Flow::REPLY != 0)
+}
+
 /// A packet of a flow of this host that has another source port already.
 #[inline(always)]
 fn has_moved<T: Tables>(tables: &T, draft: &mut Draft) -> bool {
@@ -135,7 +142,6 @@ fn has_moved<T: Tables>(tables: &T, draft: &mut Draft) -> bool {
     if draft.flow.flags & Flow::REPLY != 0 {
         return false;
     }
-    draft.placement.to = known::rewritten(&draft.flow);
     let proves = known::proves(draft);
     known::advance(tables, draft, table, proves) != Progress::Lost
 }
@@ -217,13 +223,17 @@ const fn on_its_way(frame: &Frame) -> Verdict {
     }
 }
 
-/// Does the rule reach its target without a flow?
+/// Does the rule reach the client's target without a flow?
 #[inline(always)]
 fn is_steered<T: Tables>(tables: &T, packet: &Packet, slot: u32) -> bool {
     matches!(packet.proto, Proto::Tcp)
-        && tables
-            .rule(slot)
-            .is_some_and(|rule| steer::steers(tables, &rule))
+        && tables.rule(slot).is_some_and(|rule| {
+            steer::steers(tables, &rule)
+                && claim::serves(tables, slot, &rule, &packet.tuple.dst)
+                && tables
+                    .target(rule.targets)
+                    .is_some_and(TargetEntry::is_local)
+        })
 }
 
 /// Does the packet belong to a flow of this host, or of NAT behind it, that a
@@ -257,7 +267,6 @@ fn restore<H: Hook, T: Tables>(
     if flow.flags & Flow::DIRECT != 0 && flow.dport == packet.tuple.dport {
         return Err(Verdict::Direct.into());
     }
-    placement.to = known::rewritten(flow);
     hook.rewrite(packet, &placement.to);
     Ok(Outcome::of_rule(Verdict::Restored, flow.rule).back())
 }

@@ -138,8 +138,8 @@ fn place<H: Hook, T: Tables>(
                 Next::Leave(outcome) => return Err(outcome),
                 Next::Here => place::on_this_host(hook, tables, draft, &claimed, target)?,
                 Next::There => {
-                    relay::towards(hook, draft, target)?;
                     place::on_other_host(tables, draft, &claimed, target)?;
+                    relay::towards(hook, draft, target)?;
                 }
             }
         }
@@ -288,7 +288,6 @@ fn go_on<H: Hook, T: Tables>(
     draft: &mut Draft,
     table: Table,
 ) -> Option<Outcome> {
-    draft.placement.to = known::rewritten(&draft.flow);
     let Flow { rule, target, .. } = draft.flow;
     if target != Flow::NO_TARGET
         && let Err(verdict) = towards(hook, tables, draft, target)
@@ -323,7 +322,6 @@ fn give_back<H: Hook, T: Tables>(
     draft: &mut Draft,
     table: Table,
 ) -> Option<Outcome> {
-    draft.placement.to = known::rewritten(&draft.flow);
     let Flow { rule, ifindex, .. } = draft.flow;
     if ifindex != 0
         && let Err(verdict) = relay::back(hook, tables, draft, ifindex)

@@ -4,7 +4,7 @@ use portfwd_common::{Addr, Flow, FlowKey, Proto};
 
 use crate::{
     packet::{FIN, Packet, RST, Tuple},
-    tables::{Draft, Life, NotInserted, Table, Tables},
+    tables::{Draft, Life, Marks, NotInserted, Table, Tables},
 };
 
 /// A flow entry and where it was found.
@@ -40,13 +40,14 @@ pub fn flow<'t, T: Tables>(tables: &'t T, key: &FlowKey) -> Option<Known<'t>> {
     })
 }
 
-/// Puts the live entry for the draft's key into the draft, and says where it
-/// is. A copy: the memory of an entry that is removed may be another flow's at
-/// once.
+/// Puts the live entry for the draft's key into the draft, with what it makes
+/// of the packet, and says where it is. A copy: the memory of an entry that is
+/// removed may be another flow's at once.
 #[inline(always)]
 pub fn meet<T: Tables>(tables: &T, draft: &mut Draft) -> Option<Table> {
     let Known { flow, table } = flow(tables, &draft.key)?;
     draft.flow = *flow;
+    draft.placement.to = rewritten(&draft.flow);
     Some(table)
 }
 
@@ -87,9 +88,10 @@ pub fn is_closed<T: Tables>(tables: &T, flow: &Flow, seconds: u32) -> bool {
 
 /// Removes both entries of a flow of `proto`, of which one was found for `key`.
 #[inline(never)]
-pub fn forget<T: Tables>(tables: &T, proto: Proto, key: &FlowKey, known: &Known<'_>) -> bool {
+pub fn forget<T: Tables>(tables: &T, proto: Proto, key: &FlowKey, known: &Known<'_>) {
     let twin = twin_key(known.flow, proto);
-    tables.remove(known.table, &twin) | tables.remove(known.table, key)
+    tables.remove(known.table, &twin);
+    tables.remove(known.table, key);
 }
 
 #[inline(always)]
@@ -221,7 +223,7 @@ fn touch_twin<T: Tables>(tables: &T, draft: &Draft, table: Table) -> bool {
         // Another flow's, unless another CPU has just promoted both.
         return answers(packet, flow, twin);
     }
-    let twin = twin_of(packet, flow, draft.key.side);
+    let twin = twin_of(flow, &packet.tuple.reversed(), draft.key.side);
     tables.insert(table, &key, &twin) != Err(NotInserted::Exists)
 }
 
@@ -236,31 +238,17 @@ fn answers(packet: &Packet, flow: &Flow, twin: &Flow) -> bool {
     to == packet.tuple
 }
 
-/// The other entry of the flow whose entry a packet has met on `side`.
+/// The other entry of a flow of which one is known, whose packets are met on
+/// `side`; those of the other become `to`.
 #[inline(always)]
-fn twin_of(packet: &Packet, flow: &Flow, side: u8) -> Flow {
-    let tuple = packet.tuple.reversed();
-    Flow {
-        src: tuple.src,
-        dst: tuple.dst,
-        sport: tuple.sport,
-        dport: tuple.dport,
-        flags: twin_flags(flow.flags, side),
-        ..*flow
-    }
-}
-
-/// The client's entry, met on `side`, of the flow that `reply` is of, whose
-/// packets become `to`.
-#[inline(always)]
-pub const fn forward_of(reply: &Flow, to: &Tuple, reply_side: u8) -> Flow {
+pub const fn twin_of(flow: &Flow, to: &Tuple, side: u8) -> Flow {
     Flow {
         src: to.src,
         dst: to.dst,
         sport: to.sport,
         dport: to.dport,
-        flags: twin_flags(reply.flags, reply_side),
-        ..*reply
+        flags: twin_flags(flow.flags, side),
+        ..*flow
     }
 }
 
@@ -274,7 +262,8 @@ fn promote<T: Tables>(tables: &T, draft: &mut Draft) -> bool {
     flow.seen = tables.now();
     flow.ifindex = client_ifindex(tables, packet, flow);
     let twin = twin_key(flow, packet.proto);
-    if !tables.put(Table::Flows, &twin, &twin_of(packet, flow, key.side)) {
+    let other = twin_of(flow, &packet.tuple.reversed(), key.side);
+    if !tables.put(Table::Flows, &twin, &other) {
         return false;
     }
     if !tables.put(Table::Flows, key, flow) {
@@ -312,8 +301,7 @@ pub fn advance<T: Tables>(tables: &T, draft: &mut Draft, table: Table, proves: b
     let again = proves && matches!(table, Table::Flows);
     if again {
         // Of the next handshake from the same port.
-        let flags = draft.flow.flags & !Flow::ANSWERED;
-        mark(tables, draft, table, flags);
+        mark(tables, draft, table, 0, Flow::ANSWERED);
     }
     watch_end(tables, draft, table);
     if again {
@@ -348,8 +336,7 @@ pub fn answered<T: Tables>(tables: &T, draft: &mut Draft, table: Table) {
     };
     if is_news {
         flow.isn = packet.seq;
-        let flags = flow.flags | Flow::ANSWERED;
-        mark(tables, draft, table, flags);
+        mark(tables, draft, table, Flow::ANSWERED, 0);
     }
 }
 
@@ -359,9 +346,10 @@ pub fn answered<T: Tables>(tables: &T, draft: &mut Draft, table: Table) {
 /// section 2.1). A SYN begins anew.
 #[inline(always)]
 pub fn watch_end<T: Tables>(tables: &T, draft: &mut Draft, table: Table) {
-    let flags = ending(&draft.packet, draft.flow.flags);
-    if flags != draft.flow.flags {
-        mark(tables, draft, table, flags);
+    let flags = draft.flow.flags;
+    let ending = ending(&draft.packet, flags);
+    if ending != flags {
+        mark(tables, draft, table, ending & !flags, flags & !ending);
     }
 }
 
@@ -383,16 +371,28 @@ const fn ending(packet: &Packet, flags: u16) -> u16 {
     }
 }
 
-/// Writes flags, and the server's sequence number, into both entries.
+/// Sets and clears flags that both entries have alike, in both.
 #[inline(never)]
-fn mark<T: Tables>(tables: &T, draft: &mut Draft, table: Table, flags: u16) {
+fn mark<T: Tables>(tables: &T, draft: &mut Draft, table: Table, set: u16, clear: u16) {
     let Draft {
         packet, key, flow, ..
     } = draft;
-    flow.flags = flags;
-    let twin = twin_key(flow, packet.proto);
-    tables.mark(table, key, flags, flow.isn);
-    tables.mark(table, &twin, twin_flags(flags, key.side), flow.isn);
+    let marks = Marks {
+        set,
+        clear,
+        isn: flow.isn,
+    };
+    marks.write(flow);
+    mark_entry(tables, table, key, &marks);
+    mark_entry(tables, table, &twin_key(flow, packet.proto), &marks);
+}
+
+#[inline(always)]
+fn mark_entry<T: Tables>(tables: &T, table: Table, key: &FlowKey, marks: &Marks) {
+    // Another CPU may have promoted it since it was met.
+    if !tables.mark(table, key, marks) {
+        tables.mark(table.other(), key, marks);
+    }
 }
 
 /// True when the tuple is of a flow that this host, or NAT behind it, started

@@ -215,10 +215,12 @@ fn leave(maps: &Maps, outcome: Outcome) -> i32 {
 /// The level is a global: the verifier removes the calls where it is off.
 #[inline(always)]
 fn announce(context: &TcContext, packet: &Packet, outcome: &Outcome) {
-    let way = match outcome.verdict {
-        Verdict::Rewritten => "rewritten",
-        Verdict::Forwarded => "sent on",
-        _ => "steered",
+    let way = if outcome.verdict == Verdict::Rewritten {
+        "rewritten"
+    } else if outcome.verdict == Verdict::Forwarded {
+        "sent on"
+    } else {
+        "steered"
     };
     match packet.family {
         Family::V4 => announce_v4(context, packet, way, outcome.slot + 1),

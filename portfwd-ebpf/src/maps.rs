@@ -17,7 +17,7 @@ use portfwd_common::{
     settings::{DEFAULT_MAX_FLOWS, LOCAL_PORTS_DEFAULT},
 };
 
-use crate::tables::{Count, Draft, Life, NotInserted, Table, Tables};
+use crate::tables::{Count, Draft, Life, Marks, NotInserted, Table, Tables};
 
 const EEXIST: i32 = -17;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -114,6 +114,12 @@ impl Maps {
         Self {
             bank: FORWARDER.get(0).map_or(0, |forwarder| forwarder.bank),
         }
+    }
+
+    /// The maps for what looks up no port and no claim.
+    #[inline(always)]
+    pub const fn without_bank() -> Self {
+        Self { bank: 0 }
     }
 
     /// Cookie of the network namespace that is forwarded in.
@@ -221,21 +227,19 @@ impl Tables for Maps {
     }
 
     #[inline(never)]
-    fn next_hop(&self, ifindex: u32, addr: &Addr, hop: &mut Addr) -> bool {
+    fn next_hop(&self, ifindex: u32, addr: &Addr, hop: &mut Addr) {
         let key = HopKey {
             ifindex: ifindex.to_be(),
             addr: *addr,
         };
         let bits = HopKey::prefix_len(128);
-        let Some(found) = NEXT_HOPS.get(&lpm_trie::Key::new(bits, key)) else {
-            return false;
-        };
-        *hop = if found.is_unspecified() {
-            *addr
-        } else {
-            *found
-        };
-        true
+        if let Some(found) = NEXT_HOPS.get(&lpm_trie::Key::new(bits, key)) {
+            *hop = if found.is_unspecified() {
+                *addr
+            } else {
+                *found
+            };
+        }
     }
 
     #[inline(never)]
@@ -279,29 +283,26 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn touch(&self, which: Table, key: &FlowKey, now: u32, ifindex: u32) -> bool {
-        let Some(flow) = table(which).get_ptr_mut(key) else {
-            return false;
-        };
-        // SAFETY: a map value; CPUs that race here write the same second, and
-        // each the interface of a packet that came in at it.
-        unsafe {
-            (*flow).seen = now;
-            (*flow).ifindex = ifindex;
+    fn touch(&self, which: Table, key: &FlowKey, now: u32, ifindex: u32) {
+        if let Some(flow) = table(which).get_ptr_mut(key) {
+            // SAFETY: a map value; CPUs that race here write the same second,
+            // and each the interface of a packet that came in at it.
+            unsafe {
+                (*flow).seen = now;
+                (*flow).ifindex = ifindex;
+            }
         }
-        true
     }
 
     #[inline(always)]
-    fn mark(&self, which: Table, key: &FlowKey, flags: u16, isn: u32) {
-        if let Some(flow) = table(which).get_ptr_mut(key) {
-            // SAFETY: a map value; two CPUs with packets of one handshake
-            // write what one of them would.
-            unsafe {
-                (*flow).isn = isn;
-                (*flow).flags = flags;
-            }
-        }
+    fn mark(&self, which: Table, key: &FlowKey, marks: &Marks) -> bool {
+        let Some(flow) = table(which).get_ptr_mut(key) else {
+            return false;
+        };
+        // SAFETY: a map value. Of the bits that two CPUs set at once one is
+        // lost if both load the flags before either stores them.
+        marks.write(unsafe { &mut *flow });
+        true
     }
 
     #[inline(always)]

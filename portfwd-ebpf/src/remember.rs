@@ -187,7 +187,7 @@ fn reserve<H: Hook, T: Tables>(hook: &H, tables: &T, draft: &mut Draft) -> Reser
             // The client's entry is on its way from another CPU, or the LRU
             // took it: then it comes back. One that is there is as good.
             *key = packet.tuple.key(packet.proto, placement.side);
-            *flow = known::forward_of(found.flow, &placement.to, side);
+            *flow = known::twin_of(found.flow, &placement.to, side);
             let _exists = tables.insert(found.table, key, flow);
             return Reserved::Same;
         }

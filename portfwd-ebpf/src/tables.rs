@@ -29,7 +29,7 @@ impl Table {
 /// How far a flow has come, which decides how long it is kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Life {
-    /// No proof yet that the client receives; or TCP that is closing.
+    /// No proof yet that the client receives; or TCP that has ended.
     Transitory,
     /// Proved.
     Proven,
@@ -42,6 +42,30 @@ pub enum NotInserted {
     Exists,
     /// There is no room.
     Full,
+}
+
+/// What a packet changes in the flags of a flow. Bits and not the whole, since
+/// packets of both directions may be on two CPUs at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Marks {
+    /// Flags to set.
+    pub set: u16,
+    /// Flags to clear.
+    pub clear: u16,
+    /// The target's initial sequence number, which comes with
+    /// [`Flow::ANSWERED`].
+    pub isn: u32,
+}
+
+impl Marks {
+    /// Changes an entry.
+    #[inline(always)]
+    pub const fn write(&self, flow: &mut Flow) {
+        flow.flags = flow.flags & !self.clear | self.set;
+        if self.set & Flow::ANSWERED != 0 {
+            flow.isn = self.isn;
+        }
+    }
 }
 
 /// What the corridor reads and writes besides the packet.
@@ -74,9 +98,9 @@ pub trait Tables {
     /// True for another host that is a target.
     fn is_remote(&self, addr: &Addr) -> bool;
     /// Writes the next hop of an IPv6 destination by an interface, the
-    /// destination itself where it is on the link; false where the kernel
+    /// destination itself where it is on the link; nothing where the kernel
     /// finds it.
-    fn next_hop(&self, ifindex: u32, addr: &Addr, hop: &mut Addr) -> bool;
+    fn next_hop(&self, ifindex: u32, addr: &Addr, hop: &mut Addr);
     /// The interface that leads to a client's network by another route than a
     /// default one; 0 where there is none, or more than one.
     fn home(&self, addr: &Addr) -> u32;
@@ -91,11 +115,11 @@ pub trait Tables {
     fn put(&self, table: Table, key: &FlowKey, flow: &Flow) -> bool;
     /// Removes an entry; false where there was none.
     fn remove(&self, table: Table, key: &FlowKey) -> bool;
-    /// Sets the time and the client's interface of an entry in place; false
-    /// where there is none.
-    fn touch(&self, table: Table, key: &FlowKey, now: u32, ifindex: u32) -> bool;
-    /// Writes an entry's flags and the server's sequence number in place.
-    fn mark(&self, table: Table, key: &FlowKey, flags: u16, isn: u32);
+    /// Sets the time and the client's interface of an entry in place, if there
+    /// is one.
+    fn touch(&self, table: Table, key: &FlowKey, now: u32, ifindex: u32);
+    /// Changes the flags of an entry in place; false where there is none.
+    fn mark(&self, table: Table, key: &FlowKey, marks: &Marks) -> bool;
 
     /// When a foreign flow was last seen.
     fn foreign(&self, key: &FlowKey) -> Option<u32>;
@@ -129,7 +153,7 @@ pub trait Tables {
 pub struct Draft {
     /// The packet as it came.
     pub packet: Packet,
-    /// What it becomes, if it opens a flow.
+    /// What it becomes.
     pub placement: Placement,
     /// Source ports that were tried and taken. Here and not in a register: a
     /// count that the verifier knows would make each try another program.

@@ -6,6 +6,7 @@ mod common;
 use common::{ENDS, ETH0, Ends, Host, LAN, LO, V4, answer, first, second, syn, tcp, tuple_of};
 use portfwd_common::{Proto, TargetEntry, Verdict};
 use portfwd_ebpf::{
+    host::Forward,
     packet::{ACK, FIN, SYN, Tuple},
     tables::Table,
 };
@@ -282,6 +283,29 @@ fn it_gives_way_where_the_rule_keeps_the_port_too() {
             let back = host.returned(&answer(proto, &direct.reversed()));
             assert_eq!(back, open.reversed());
         }
+    }
+}
+
+#[test]
+fn a_target_that_dials_this_host_from_the_target_port_is_answered() {
+    for ends in ENDS {
+        let to_this_host = Forward::udp(53..=53, 5000);
+        let host = Host::new(&[to_this_host, ends.rule_on(Proto::Udp, 1053, 0)]);
+        let asks = Tuple {
+            src: ends.kept().dst,
+            dst: ends.masked().src,
+            sport: 8080,
+            dport: 5000,
+        };
+        for packet in [first, second] {
+            let passed = host.pass(&packet(Proto::Udp, &asks), LAN);
+            assert_eq!(passed.verdict(), Verdict::Direct);
+            let own = asks.reversed();
+            let sent = sends(&host, &answer(Proto::Udp, &own));
+            assert_eq!(sent, (Verdict::Direct, own));
+        }
+        let tables = [Table::New, Table::Flows].map(|table| host.memory.len(table));
+        assert_eq!(tables, [0, 2], "it has proved that it receives");
     }
 }
 

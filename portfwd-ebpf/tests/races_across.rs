@@ -6,11 +6,11 @@ mod common;
 
 use std::{cell::RefCell, rc::Rc};
 
-use common::{ENDS, ETH0, ETH1, Ends, Host, LAN, V4, answer, first, second, tuple_of};
+use common::{ENDS, ETH0, ETH1, Ends, Host, LAN, V4, answer, first, second, tcp, tuple_of};
 use portfwd_common::{Flow, Proto, TargetEntry, Verdict};
 use portfwd_ebpf::{
     host::{self, Buffer, Machine, Memory},
-    packet::Tuple,
+    packet::{ACK, FIN, Tuple},
     tables::Table,
 };
 
@@ -155,6 +155,60 @@ fn a_promotion_disturbs_no_packet_of_the_flow() {
             assert_eq!(host.returned(&reply), open.reversed());
         }
     });
+}
+
+/// Both entries of the flow have the flags, wherever they are.
+#[track_caller]
+fn assert_flags(host: &Host, flags: u16, call: u64) {
+    let entries = host.entries();
+    assert_eq!(entries.len(), 2, "call {call}");
+    for (_, _, flow) in entries {
+        assert_eq!(flow.flags & flags, flags, "call {call}");
+    }
+}
+
+#[test]
+fn both_ends_close_at_once() {
+    const CLOSED: u16 = Flow::FIN_CLIENT | Flow::FIN_TARGET;
+    for ends in ENDS {
+        for call in 0..CALLS {
+            let host = ends.host(Proto::Tcp, 0);
+            let open = ends.open();
+            let seen = host.prove(Proto::Tcp, &open);
+            host.memory.wait(1);
+            let ours = tcp(&seen.reversed(), ACK | FIN, [701, 102], b"");
+            let other = meanwhile(&host, call, ours, How::ArrivesBack(LAN));
+            host.relayed(&tcp(&open, ACK | FIN, [102, 701], b""));
+            if other.borrow().is_some() {
+                assert_flags(&host, CLOSED, call);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_target_closes_while_the_client_proves_itself() {
+    for ends in ENDS {
+        for call in 0..CALLS {
+            let host = ends.host(Proto::Tcp, 0);
+            let open = ends.open();
+            let seen = host.relayed(&first(Proto::Tcp, &open));
+            host.returned(&answer(Proto::Tcp, &seen.reversed()));
+            let proof = second(Proto::Tcp, &open);
+            let other = meanwhile(&host, call, proof, How::Arrives(ETH0));
+            host.returned(&tcp(&seen.reversed(), ACK | FIN, [701, 102], b""));
+            if other.borrow().is_some() {
+                assert_flags(&host, Flow::PROVEN, call);
+                // A move between the two writes takes one of them back.
+                let entries = host.entries();
+                let mut flags = entries.iter().map(|(_, _, flow)| flow.flags);
+                assert!(
+                    flags.any(|flags| flags & Flow::FIN_TARGET != 0),
+                    "call {call}"
+                );
+            }
+        }
+    }
 }
 
 #[test]

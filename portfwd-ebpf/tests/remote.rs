@@ -409,6 +409,9 @@ fn tcp_that_opens_nothing_has_no_place() {
         for flags in [0, ACK, FIN | ACK, RST, RST | ACK, 2 | ACK, 2 | RST] {
             let packet = tcp(&ends.open(), flags, [1, 1], b"");
             assert_eq!(host.arrive(&packet).0, Verdict::Stray, "{flags:#x}");
+            // Not even if it could not be sent on.
+            let packet = hops(packet, 1);
+            assert_eq!(host.arrive(&packet).0, Verdict::Stray, "{flags:#x}");
         }
         assert!(host.memory.is_empty());
     }

@@ -4,10 +4,10 @@
 mod common;
 
 use common::{
-    CLIENT, CLIENT6, DIALLED, DIALLED6, ETH0, Host, LO, OWN, TARGET, addr, second, syn, tcp, tuple,
-    tuple_of,
+    CLIENT, CLIENT6, DIALLED, DIALLED6, ETH0, Host, LO, OWN, TARGET, V4, addr, second, syn, tcp,
+    tuple, tuple_of,
 };
-use portfwd_common::{Addr, Proto, Verdict};
+use portfwd_common::{Addr, Proto, RuleCounters, Verdict};
 use portfwd_ebpf::{
     hook::{NEW_SYN_RECV, SYN_SENT, TIME_WAIT},
     host::{Forward, Machine},
@@ -165,6 +165,25 @@ fn packets_of_a_steered_connection_count_both_ways() {
     let counters = host.memory.counters(0);
     assert_eq!((counters.packets, counters.bytes), (1, 48));
     assert_eq!((counters.packets_back, counters.bytes_back), (1, 49));
+}
+
+#[test]
+fn a_connection_that_the_rule_does_not_serve_counts_neither_way() {
+    // A program of this host listens on port 80 itself.
+    let open = tuple(CLIENT, DIALLED);
+    let of_others = Forward::tcp(80..=80, 5000).from(addr("203.0.113.0"), 96 + 24);
+    let elsewhere = V4.rule(Proto::Tcp, 0);
+    for (rule, verdict) in [
+        (of_others, Verdict::NotListed),
+        (elsewhere, Verdict::Connected),
+    ] {
+        let host = Host::on(machine().connect(open, ESTABLISHED), &[rule]);
+        let data = tcp(&open, ACK, [1, 1], b"question");
+        assert_eq!(host.arrive(&data).0, verdict);
+        let reply = tcp(&open.reversed(), ACK, [1, 9], b"an answer");
+        assert_eq!(host.depart(&reply).0, Verdict::NoRule);
+        assert_eq!(host.memory.counters(0), RuleCounters::default());
+    }
 }
 
 #[test]

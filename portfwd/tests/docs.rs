@@ -4,7 +4,12 @@
 #[allow(dead_code, reason = "only the names and versions are compared")]
 mod toolchain;
 
-use std::{env, fmt::Write as _, fs, path::PathBuf};
+use std::{
+    env,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use portfwd_common::{Timeouts, Verdict, names};
 
@@ -17,9 +22,9 @@ const HEAD: &str = "\
 Every packet that meets a program of portfwd leaves it with one verdict, and each verdict has a
 counter. `pass` hands the packet on to the next program of the hook and then to the stack, `drop`
 ends it, and `send` hands it to the interface that leads to another host, past the stack and its
-firewall. What a program of this host sends to a rule for another host goes to the target directly
-and is in no packet counter; `dialled` counts the calls. Numbers never change and are never given to
-another verdict.
+firewall. A packet to or from another host meets a second program as it leaves. What a program of this
+host sends to a rule for another host goes to the target directly and is in no rule's counter;
+`dialled` counts the calls. Numbers never change and are never given to another verdict.
 
 | number | verdict | action | meaning |
 | --- | --- | --- | --- |
@@ -76,6 +81,37 @@ fn the_map_layout_names_every_map() {
 }
 
 #[test]
+fn the_architecture_names_what_there_is() {
+    let sources: Vec<PathBuf> = ["portfwd", "portfwd-common", "portfwd-ebpf"]
+        .iter()
+        .flat_map(|member| sources(&page(member).join("src")))
+        .collect();
+    let text = read("ARCHITECTURE.md");
+    // In quotes: a file, and sometimes what is in it.
+    let places = text.split('`').skip(1).step_by(2).filter_map(|quoted| {
+        let (file, name) = quoted.split_once(": ").unwrap_or((quoted, ""));
+        file.ends_with(".rs").then_some((file, name))
+    });
+    let mut found = 0;
+    for (file, name) in places {
+        let mut candidates = sources.iter().filter(|source| source.ends_with(file));
+        let has = |source: &PathBuf| {
+            let code = fs::read_to_string(source).expect("a source file is read");
+            name.is_empty()
+                || code
+                    .split(|c: char| c != '_' && !c.is_alphanumeric())
+                    .any(|word| word == name)
+        };
+        assert!(
+            candidates.any(has),
+            "ARCHITECTURE.md names `{file}: {name}`"
+        );
+        found += 1;
+    }
+    assert!(found > 40, "{found}");
+}
+
+#[test]
 fn the_toolchains_by_hand_are_those_of_the_build() {
     let text = read("docs/development.md");
     let commands = toolchain::BY_HAND.lines().map(|line| {
@@ -88,6 +124,18 @@ fn the_toolchains_by_hand_are_those_of_the_build() {
             .any(|line| line.trim_start_matches("sudo ") == command);
         assert!(there, "docs/development.md lacks `{command}`");
     }
+}
+
+/// The files of a folder and of those in it.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    paths
+        .flat_map(|path| match path.is_dir() {
+            true => sources(&path),
+            false => vec![path],
+        })
+        .collect()
 }
 
 fn page(name: &str) -> PathBuf {

@@ -22,7 +22,7 @@ use crate::{
     mss::Options,
     packet::{Packet, Tuple},
     place::Placement,
-    tables::{Count, Draft, Life, NotInserted, Table, Tables},
+    tables::{Count, Draft, Life, Marks, NotInserted, Table, Tables},
 };
 
 /// What a flow table does with an entry that it has no room for.
@@ -198,11 +198,6 @@ impl Memory {
         ports.entry((self.bank.get(), proto, port)).or_default().0 |= bits;
     }
 
-    /// Writes a rule entry.
-    pub fn set_rule(&self, slot: u32, rule: RuleEntry) {
-        self.rules.borrow_mut().insert(slot, rule);
-    }
-
     /// Writes a target entry.
     pub fn set_target(&self, index: u32, target: TargetEntry) {
         let target: &TargetEntry = Box::leak(Box::new(target));
@@ -353,7 +348,7 @@ impl Tables for Memory {
         self.local_ports.get()
     }
 
-    fn next_hop(&self, ifindex: u32, addr: &Addr, hop: &mut Addr) -> bool {
+    fn next_hop(&self, ifindex: u32, addr: &Addr, hop: &mut Addr) {
         let hops = self.next_hops.borrow();
         let found = hops
             .iter()
@@ -361,7 +356,6 @@ impl Tables for Memory {
         if let Some((_, _, found)) = found {
             *hop = *found;
         }
-        found.is_some()
     }
 
     fn home(&self, addr: &Addr) -> u32 {
@@ -448,20 +442,17 @@ impl Tables for Memory {
         self.table(table).borrow_mut().forget(key)
     }
 
-    fn touch(&self, table: Table, key: &FlowKey, now: u32, ifindex: u32) -> bool {
+    fn touch(&self, table: Table, key: &FlowKey, now: u32, ifindex: u32) {
         self.step();
         self.change(table, key, |flow| {
             flow.seen = now;
             flow.ifindex = ifindex;
-        })
+        });
     }
 
-    fn mark(&self, table: Table, key: &FlowKey, flags: u16, isn: u32) {
+    fn mark(&self, table: Table, key: &FlowKey, marks: &Marks) -> bool {
         self.step();
-        self.change(table, key, |flow| {
-            flow.isn = isn;
-            flow.flags = flags;
-        });
+        self.change(table, key, |flow| marks.write(flow))
     }
 
     fn foreign(&self, key: &FlowKey) -> Option<u32> {
