@@ -114,21 +114,9 @@ impl Bystander {
 /// before Linux 6.6.
 #[track_caller]
 pub fn programs(ns: &Netns, device: &str, side: Side) -> Vec<u32> {
-    let mut ids = [0u32; 64];
-    let attributes = ProgramQuery {
-        ifindex: ns.ifindex(device),
-        attach_type: side.attach_type(),
-        flags: 0,
-        attach_flags: 0,
-        ids: ids.as_mut_ptr() as u64,
-        count: ids.len() as u32,
-        padding: 0,
-        rest: [0; 4],
-    };
-    // SAFETY: the kernel writes at most `count` ids, and the count itself back
-    // into the attributes, which both outlive the call.
-    match ns.enter(|| unsafe { bpf(BPF_PROG_QUERY, &attributes) }) {
-        Ok(_) => ids.into_iter().take_while(|id| *id != 0).collect(),
+    let ifindex = ns.ifindex(device);
+    match ns.enter(|| attached(ifindex, side.attach_type())) {
+        Ok(ids) => ids,
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Vec::new(),
         Err(error) => panic!("programs of {device}: {error}"),
     }
@@ -138,24 +126,32 @@ pub fn programs(ns: &Netns, device: &str, side: Side) -> Vec<u32> {
 /// recvmsg and getpeername of both families.
 #[track_caller]
 pub fn cgroup_programs(cgroup: &fs::File) -> usize {
+    let descriptor = cgroup.as_raw_fd() as u32;
     let count = |attach_type| {
-        let mut ids = [0u32; 64];
-        let attributes = ProgramQuery {
-            ifindex: cgroup.as_raw_fd() as u32,
-            attach_type,
-            flags: 0,
-            attach_flags: 0,
-            ids: ids.as_mut_ptr() as u64,
-            count: ids.len() as u32,
-            padding: 0,
-            rest: [0; 4],
-        };
-        // SAFETY: as for the programs of a device; the first field is the
-        // cgroup's descriptor here.
-        unsafe { bpf(BPF_PROG_QUERY, &attributes) }.expect("a cgroup lists its programs");
-        ids.iter().filter(|id| **id != 0).count()
+        let ids = attached(descriptor, attach_type).expect("a cgroup lists its programs");
+        ids.len()
     };
     BPF_CGROUP_CALLS.into_iter().map(count).sum()
+}
+
+/// The ids of the programs at one place of a device or a cgroup, in their
+/// order.
+fn attached(target: u32, attach_type: u32) -> io::Result<Vec<u32>> {
+    let mut ids = [0u32; 64];
+    let attributes = ProgramQuery {
+        target,
+        attach_type,
+        flags: 0,
+        attach_flags: 0,
+        ids: ids.as_mut_ptr() as u64,
+        count: ids.len() as u32,
+        padding: 0,
+        rest: [0; 4],
+    };
+    // SAFETY: the kernel writes at most `count` ids, and the count itself back
+    // into the attributes, which both outlive the call.
+    unsafe { bpf(BPF_PROG_QUERY, &attributes)? };
+    Ok(ids.into_iter().take_while(|id| *id != 0).collect())
 }
 
 /// A tcx program that copies every unicast IP packet that reaches it to
@@ -466,7 +462,8 @@ struct ProgramLoad {
 
 #[repr(C)]
 struct ProgramQuery {
-    ifindex: u32,
+    /// The index of a device, or the descriptor of a cgroup.
+    target: u32,
     attach_type: u32,
     flags: u32,
     attach_flags: u32,

@@ -100,6 +100,11 @@ impl Packet {
         self.view().is_some_and(|view| view.source == source)
     }
 
+    /// Did it come in by this device?
+    pub fn came_by(&self, device: &str) -> bool {
+        !self.outgoing && self.device == device
+    }
+
     /// Is it a TCP segment with the RST flag?
     pub fn is_reset(&self) -> bool {
         let Ok((ip, _)) = LaxIpSlice::from_slice(&self.bytes) else {

@@ -123,6 +123,13 @@ impl Cgroup {
     pub fn programs(&self) -> usize {
         bpf::cgroup_programs(&File::open(&self.path).expect("a directory opens"))
     }
+
+    /// How many are attached to those of every program of the machine.
+    #[track_caller]
+    pub fn programs_of_all() -> usize {
+        let root = root().expect("the machine has cgroup2");
+        bpf::cgroup_programs(&File::open(root).expect("a directory opens"))
+    }
 }
 
 impl Drop for Cgroup {

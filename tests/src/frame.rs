@@ -7,10 +7,21 @@ use etherparse::{
     PacketBuilder, TcpHeader,
 };
 
-use crate::{Netns, packet_socket::PacketSocket};
+use crate::{Family, Netns, checksum, packet_socket::PacketSocket};
+
+/// Bytes of an IP header without options or extensions.
+pub const fn ip_header(family: Family) -> usize {
+    match family {
+        Family::V4 => 20,
+        Family::V6 => 40,
+    }
+}
 
 /// A hardware address.
 pub type Mac = [u8; 6];
+
+/// Bytes of an Ethernet header.
+pub const ETHERNET: usize = 14;
 
 /// A frame with right lengths and checksums. Break the bytes of
 /// [`Frame::to_vec`] for one that is wrong.
@@ -30,7 +41,7 @@ pub struct Frame {
 #[derive(Clone, Debug)]
 enum Layer4 {
     Tcp(Box<TcpHeader>),
-    Udp,
+    Udp { summed: bool },
 }
 
 impl Frame {
@@ -45,9 +56,32 @@ impl Frame {
         Self::tcp(source, destination).with_tcp(|header| header.syn = true)
     }
 
+    /// A TCP segment that takes a connection, sequence number 99.
+    pub fn syn_ack(source: SocketAddr, destination: SocketAddr) -> Self {
+        Self::syn(source, destination).with_tcp(|header| {
+            header.ack = true;
+            header.sequence_number = 99;
+        })
+    }
+
+    /// A TCP segment with data that acknowledges a [`Frame::syn_ack`].
+    pub fn ack(source: SocketAddr, destination: SocketAddr) -> Self {
+        Self::tcp(source, destination)
+            .with_tcp(|header| {
+                header.ack = true;
+                header.acknowledgment_number = 100;
+            })
+            .payload(b"hello")
+    }
+
     /// A UDP datagram.
     pub fn udp(source: SocketAddr, destination: SocketAddr) -> Self {
-        Self::new(source, destination, Layer4::Udp)
+        Self::new(source, destination, Layer4::Udp { summed: true })
+    }
+
+    /// A UDP datagram with an odd number of bytes in it.
+    pub fn datagram(source: SocketAddr, destination: SocketAddr) -> Self {
+        Self::udp(source, destination).payload(b"a question of odd length")
     }
 
     /// Changes the TCP header; nothing for UDP.
@@ -70,6 +104,12 @@ impl Frame {
         self
     }
 
+    /// The frame behind a router: one hop fewer is left.
+    pub fn one_hop_on(mut self) -> Self {
+        self.hop_limit -= 1;
+        self
+    }
+
     /// DSCP and ECN, 0 unless told.
     pub fn traffic_class(mut self, traffic_class: u8) -> Self {
         self.traffic_class = traffic_class;
@@ -85,6 +125,14 @@ impl Frame {
     /// IPv4 options, in words of four bytes; nothing for IPv6.
     pub fn options(mut self, options: &[u8]) -> Self {
         self.options = options.to_vec();
+        self
+    }
+
+    /// UDP without a checksum; nothing for TCP.
+    pub fn unsummed(mut self) -> Self {
+        if let Layer4::Udp { summed } = &mut self.layer4 {
+            *summed = false;
+        }
         self
     }
 
@@ -106,11 +154,15 @@ impl Frame {
             Layer4::Tcp(header) => ip
                 .tcp_header((**header).clone())
                 .write(&mut packet, &self.payload),
-            Layer4::Udp => ip
+            Layer4::Udp { .. } => ip
                 .udp(self.source.port(), self.destination.port())
                 .write(&mut packet, &self.payload),
         };
         written.expect("a frame that fits IP");
+        if let Layer4::Udp { summed: false } = self.layer4 {
+            let at = packet.len() - self.payload.len() - 2;
+            packet[at..at + 2].fill(0);
+        }
         self.ethernet().into_iter().chain(packet).collect()
     }
 
@@ -161,7 +213,7 @@ impl Frame {
         }
     }
 
-    fn ethernet(&self) -> [u8; 14] {
+    fn ethernet(&self) -> [u8; ETHERNET] {
         let ether_type = if self.destination.is_ipv4() {
             EtherType::IPV4
         } else {
@@ -174,6 +226,50 @@ impl Frame {
         }
         .to_bytes()
     }
+}
+
+/// The bytes of a frame, from its Ethernet header on.
+pub trait Bytes {
+    /// The bytes.
+    fn bytes(&self) -> Vec<u8>;
+}
+
+impl Bytes for Frame {
+    fn bytes(&self) -> Vec<u8> {
+        self.to_vec()
+    }
+}
+
+impl Bytes for Vec<u8> {
+    fn bytes(&self) -> Vec<u8> {
+        self.clone()
+    }
+}
+
+impl<T: Bytes> Bytes for &T {
+    fn bytes(&self) -> Vec<u8> {
+        (*self).bytes()
+    }
+}
+
+/// The payload with which the checksum of a UDP datagram between these ends
+/// comes out as zero.
+pub fn balance(source: SocketAddr, destination: SocketAddr) -> [u8; 2] {
+    // The checksum over zeros, in their place.
+    let frame = Frame::udp(source, destination).payload(&[0, 0]).to_vec();
+    let [.., high, low, _, _] = frame[..] else {
+        unreachable!("a datagram with two bytes");
+    };
+    [high, low]
+}
+
+/// The bytes of an IPv4 frame with the checksum of its header made anew.
+pub fn summed_v4(mut frame: Vec<u8>) -> Vec<u8> {
+    let end = ETHERNET + usize::from(frame[ETHERNET] & 0x0f) * 4;
+    frame[ETHERNET + 10..ETHERNET + 12].fill(0);
+    let sum = !checksum::fold(checksum::sum(&frame[ETHERNET..end]));
+    frame[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&sum.to_be_bytes());
+    frame
 }
 
 /// A device from which frames are sent to one neighbour, past the sender's own

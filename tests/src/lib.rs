@@ -32,6 +32,8 @@ pub mod lab;
 pub mod netns;
 pub mod packet_socket;
 pub mod portfwd;
+pub mod relay;
+pub mod services;
 pub mod site;
 pub mod state;
 pub mod tcp;
@@ -49,7 +51,9 @@ pub use frame::{Frame, Wire};
 pub use lab::Lab;
 pub use netns::Netns;
 pub use portfwd::{Output, Portfwd, Refusal, Tcp};
-pub use site::{Nat, Place, Site, Who};
+pub use relay::Nat;
+pub use services::Services;
+pub use site::{Place, Site, Who};
 pub use state::State;
 pub use tcp::{Conversation, Dial, Identity, Listen, Manner, TcpServer};
 pub use tun::TunCable;
@@ -57,6 +61,11 @@ pub use udp::{UdpClient, UdpListen, UdpManner, UdpReply, UdpServer};
 pub use wait::{deadline, until, until_some};
 pub use watchers::Watchers;
 pub use world::{Family, Node, Watch, Way, World};
+
+/// Loads that take minutes are for those who ask for them.
+pub fn long() -> bool {
+    std::env::var_os("PORTFWD_TEST_LONG").is_some()
+}
 
 /// The Debian packages whose programs the tests run.
 pub const PACKAGES: &[&str] = &[

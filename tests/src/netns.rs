@@ -163,6 +163,22 @@ impl Netns {
             self.enter(|| is_running(device))
         });
     }
+
+    /// Waits until every TCP connection is over on this side.
+    #[track_caller]
+    pub fn until_connections_end(&self) {
+        until(&format!("the connections of {} to end", self.name), || {
+            let states = [
+                "syn-recv",
+                "established",
+                "fin-wait-1",
+                "close-wait",
+                "last-ack",
+            ];
+            let open = states.map(|state| format!("state {state}")).join(" ");
+            self.sh(&format!("ss -Htan {open}")).is_empty()
+        });
+    }
 }
 
 impl Default for Netns {

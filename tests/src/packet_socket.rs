@@ -4,11 +4,14 @@
 use std::{
     io, mem,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd},
-    ptr,
+    ptr, thread,
+    time::Instant,
 };
 
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};
+
+use crate::wait::PATIENCE;
 
 /// From linux/if_packet.h; libc has none of these.
 const PACKET_STATISTICS: libc::c_int = 6;
@@ -81,7 +84,8 @@ impl PacketSocket {
         self.0.send(frame).map(|_| ())
     }
 
-    /// Sends many frames, in as few system calls as it takes.
+    /// Sends many frames, in as few system calls as it takes. A frame that the
+    /// other end's queue has no room for is sent again.
     pub fn send_all(&self, frames: &[Vec<u8>]) -> io::Result<()> {
         let mut parts: Vec<libc::iovec> = frames
             .iter()
@@ -99,15 +103,21 @@ impl PacketSocket {
             message.msg_hdr.msg_iovlen = 1;
         }
         let mut rest = &mut messages[..];
+        let end = Instant::now() + PATIENCE;
         while !rest.is_empty() {
             let count = rest.len() as libc::c_uint;
             // SAFETY: `rest` is as long as told, and its messages name one
             // part each, which names a frame; all of them outlive the call.
             let sent = unsafe { libc::sendmmsg(self.0.as_raw_fd(), rest.as_mut_ptr(), count, 0) };
-            if sent < 0 {
-                return Err(io::Error::last_os_error());
+            if sent >= 0 {
+                rest = &mut rest[sent as usize..];
+                continue;
             }
-            rest = &mut rest[sent as usize..];
+            let error = io::Error::last_os_error();
+            if error.raw_os_error() != Some(libc::ENOBUFS) || Instant::now() > end {
+                return Err(error);
+            }
+            thread::yield_now();
         }
         Ok(())
     }

@@ -179,6 +179,23 @@ impl Portfwd {
         self.stop_by(Signal::SIGINT)
     }
 
+    /// Like [`Portfwd::stop`], and nothing was dropped for want of room or of
+    /// a way.
+    #[track_caller]
+    pub fn stop_without_loss(self) -> Output {
+        let output = self.stop();
+        for verdict in [
+            "no-port",
+            "table-full",
+            "no-route",
+            "too-large",
+            "hop-limit",
+        ] {
+            assert_eq!(output.verdict(verdict), 0, "{verdict}\n{output}");
+        }
+        output
+    }
+
     /// Like [`Portfwd::stop`], with another signal.
     #[track_caller]
     pub fn stop_by(self, signal: Signal) -> Output {

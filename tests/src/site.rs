@@ -7,9 +7,8 @@ use std::{
 };
 
 use crate::{
-    Cgroup, Family, Listen, Netns, Node, Portfwd, TcpServer, UdpListen, UdpServer, Watch, Watchers,
-    tcp::Manner,
-    udp::UdpManner,
+    Cgroup, Family, Nat, Netns, Node, Portfwd, TcpServer, UdpServer, Watch, Watchers,
+    relay::{DIALLED, SERVICE},
     world::{INSIDE, Network, OUTSIDE, text},
 };
 
@@ -57,40 +56,6 @@ impl Who {
     pub const OTHERS: [Self; 3] = [Self::Remote, Self::Neighbour, Self::Target];
 }
 
-/// What is asked of the client's address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Nat {
-    /// Kept where the reply is sure to come back.
-    Auto,
-    /// Replaced by the host's.
-    Masquerade,
-    /// Kept.
-    Preserve,
-}
-
-impl Nat {
-    /// All three.
-    pub const ALL: [Self; 3] = [Self::Auto, Self::Masquerade, Self::Preserve];
-
-    /// The two that do not depend on routes.
-    pub const FORCED: [Self; 2] = [Self::Masquerade, Self::Preserve];
-
-    /// As the command line takes it.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Masquerade => "masquerade",
-            Self::Preserve => "preserve",
-        }
-    }
-}
-
-/// The port that rules of [`Site::portfwd`] listen on.
-pub const DIALLED: u16 = 8080;
-
-/// The port of the target's services.
-pub const SERVICE: u16 = 80;
-
 /// Beyond the gateway.
 const BEYOND: Network = Network {
     v4: [203, 0, 113],
@@ -108,8 +73,14 @@ const GATEWAY: u8 = 254;
 ///
 /// The host is 192.0.2.1 and 2001:db8:a::1 on `eth0`, the way to its default
 /// gateway, and 198.51.100.1 and 2001:db8:b::1 on the device that leads to the
-/// target, where that is another.
+/// target, where that is another. The target has services on both protocols
+/// that say whom they see.
+///
+/// Until the site is dropped every packet is checked.
 pub struct Site {
+    // They end first, and while every namespace is there.
+    _services: (TcpServer, UdpServer),
+    watch: Watchers,
     /// The host that forwards.
     pub host: Node,
     /// The client elsewhere.
@@ -123,7 +94,6 @@ pub struct Site {
     /// What the programs of the host that dial belong to.
     pub cgroup: Cgroup,
     place: Place,
-    watch: Watchers,
     _switches: Vec<Netns>,
 }
 
@@ -152,7 +122,7 @@ impl Site {
             ],
         );
         for ns in [&target.ns, &neighbour.ns] {
-            default_route(ns, &INSIDE, HOST);
+            INSIDE.default_route(ns, HOST);
         }
         let nodes = [host, remote, neighbour, target];
         Self::assembled(Place::AnotherInterface, nodes, None, vec![outside, inside])
@@ -176,9 +146,9 @@ impl Site {
             ],
         );
         for ns in [&target.ns, &neighbour.ns] {
-            default_route(ns, &BEYOND, GATEWAY);
+            BEYOND.default_route(ns, GATEWAY);
         }
-        default_route(&gateway, &INSIDE, HOST);
+        INSIDE.default_route(&gateway, HOST);
         host.ns.ip(&format!(
             "route add {}/24 via {}\nroute add {}/64 via {}",
             BEYOND.v4(0),
@@ -210,9 +180,9 @@ impl Site {
             &[(&gateway, "eth1", GATEWAY), (&remote.ns, "eth0", REMOTE)],
         );
         for ns in [&host.ns, &target.ns, &neighbour.ns] {
-            default_route(ns, &OUTSIDE, GATEWAY);
+            OUTSIDE.default_route(ns, GATEWAY);
         }
-        default_route(&remote.ns, &BEYOND, GATEWAY);
+        BEYOND.default_route(&remote.ns, GATEWAY);
         let nodes = [host, remote, neighbour, target];
         let switches = vec![outside, beyond];
         Self::assembled(Place::SameInterface, nodes, Some(gateway), switches)
@@ -228,7 +198,7 @@ impl Site {
         INSIDE.assign(&host.ns, "br0", HOST);
         host.ns.until_running("br0");
         for ns in [&target.ns, &neighbour.ns] {
-            default_route(ns, &INSIDE, HOST);
+            INSIDE.default_route(ns, HOST);
         }
         let nodes = [host, remote, neighbour, target];
         Self::assembled(Place::Container, nodes, None, vec![outside])
@@ -250,6 +220,8 @@ impl Site {
         let named = named.into_iter().filter_map(|(name, ns)| Some((name, ns?)));
         let watch = Watchers::start(named);
         Self {
+            _services: target.services(SERVICE),
+            watch,
             host,
             remote,
             neighbour,
@@ -257,7 +229,6 @@ impl Site {
             gateway,
             cgroup: Cgroup::new(),
             place,
-            watch,
             _switches: switches,
         }
     }
@@ -339,46 +310,24 @@ impl Site {
         addresses.into_iter().map(at).collect()
     }
 
-    /// Services on the target that say whom they see.
-    #[track_caller]
-    pub fn services(&self) -> (TcpServer, UdpServer) {
-        let tcp = self.target.tcp_server_builder(Listen::DualStack, SERVICE);
-        let udp = UdpListen::DualStack;
-        (
-            tcp.manner(Manner::Echo).start(),
-            self.target
-                .udp_server_with(udp, SERVICE, UdpManner::Identify),
-        )
-    }
-
-    /// A rule for each family, from [`DIALLED`] to the target's [`SERVICE`].
-    pub fn rules(&self) -> String {
-        let rule = |family| {
-            let target = self.target.at(family, SERVICE);
-            format!("{DIALLED}:{target}/tcp+udp")
-        };
-        Family::BOTH.map(rule).join(" ")
-    }
-
-    /// Starts `portfwd` on the host with [`Site::rules`]; the answers'
-    /// routes are made for it.
+    /// Starts `portfwd` on the host with the rules to the target's services.
     #[track_caller]
     pub fn portfwd(&self, nat: Nat) -> Portfwd {
+        self.portfwd_with(nat, &self.target.rules())
+    }
+
+    /// Starts `portfwd` on the host with other rules; the answers' routes are
+    /// made for it.
+    #[track_caller]
+    pub fn portfwd_with(&self, nat: Nat, rules: &str) -> Portfwd {
         if nat == Nat::Preserve {
             self.route_answers_through_host();
         }
         self.host.portfwd(&format!(
-            "--nat {} --cgroup {} {}",
+            "--nat {} --cgroup {} {rules}",
             nat.word(),
             self.cgroup.path().display(),
-            self.rules(),
         ))
-    }
-}
-
-impl Drop for Site {
-    fn drop(&mut self) {
-        self.watch.verify();
     }
 }
 
@@ -390,8 +339,8 @@ fn outside() -> (Node, Node, Netns) {
         &OUTSIDE,
         &[(&host.ns, "eth0", HOST), (&remote.ns, "eth0", REMOTE)],
     );
-    default_route(&host.ns, &OUTSIDE, REMOTE);
-    default_route(&remote.ns, &OUTSIDE, HOST);
+    OUTSIDE.default_route(&host.ns, REMOTE);
+    OUTSIDE.default_route(&remote.ns, HOST);
     (host, remote, switch)
 }
 
@@ -456,15 +405,6 @@ fn plug(bridge: &Netns, network: &Network, (ns, device, number): Member<'_>) {
 fn index() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(1000);
     NEXT.fetch_add(1, Ordering::Relaxed)
-}
-
-#[track_caller]
-fn default_route(ns: &Netns, network: &Network, gateway: u8) {
-    ns.ip(&format!(
-        "route add default via {}\nroute add default via {}",
-        network.v4(gateway),
-        network.v6(gateway),
-    ));
 }
 
 /// Routes to single clients by way of a number of the network.

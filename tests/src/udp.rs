@@ -339,6 +339,28 @@ impl UdpClient {
         Ok(reply)
     }
 
+    /// Like [`UdpClient::ask`], of a server that says whom it sees.
+    ///
+    /// # Panics
+    ///
+    /// When no answer comes, or another one.
+    #[track_caller]
+    pub fn identify(&self, remote: SocketAddr, payload: &str) -> Identity {
+        let reply = self.ask(remote, payload.as_bytes());
+        let reply = reply.unwrap_or_else(|error| panic!("{remote} {payload}: {error}"));
+        reply.server.expect("the server says whom it sees")
+    }
+
+    /// The service at this port answers, and sees the client's own port at
+    /// this address.
+    #[track_caller]
+    pub fn assert_served(&self, source: IpAddr, remote: SocketAddr, service: u16) {
+        let server = self.identify(remote, "hello");
+        assert_eq!(server.name, service.to_string(), "{remote}");
+        let own = SocketAddr::new(source, self.local().port());
+        assert_eq!(server.peer, own, "{remote}: the client is kept");
+    }
+
     /// Sends a datagram.
     pub fn send(&self, remote: SocketAddr, payload: &[u8]) -> io::Result<()> {
         let sent = match self.socket.peer_addr() {

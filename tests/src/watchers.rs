@@ -4,7 +4,7 @@ use std::thread;
 
 use crate::{Capture, Keep, Netns, Packet, Report, Watch};
 
-/// A capture in each namespace of a world.
+/// A capture in each namespace of a world. Dropping it is [`Watchers::verify`].
 #[derive(Default)]
 pub struct Watchers(Vec<(String, Capture)>);
 
@@ -63,5 +63,11 @@ impl Watchers {
             (false, false) => panic!("{complaints}"),
         }
         reports
+    }
+}
+
+impl Drop for Watchers {
+    fn drop(&mut self) {
+        self.verify();
     }
 }

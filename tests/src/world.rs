@@ -142,6 +142,31 @@ impl Node {
         UdpServer::start(&self.ns, listen, port, manner)
     }
 
+    /// Starts both servers at this port. They listen on every address and say
+    /// whom they see.
+    #[track_caller]
+    pub fn services(&self, port: u16) -> (TcpServer, UdpServer) {
+        (
+            self.tcp_server(Listen::DualStack, port),
+            self.udp_server(UdpListen::DualStack, port),
+        )
+    }
+
+    /// Gives it one more address, which is on no network.
+    #[track_caller]
+    pub fn add_address(&self, address: IpAddr) {
+        let option = if address.is_ipv6() { "nodad" } else { "" };
+        self.ns
+            .ip(&format!("address add {address} dev lo {option}"));
+    }
+
+    /// Every segment is on the wire as the stack sends and gets it.
+    #[track_caller]
+    pub fn without_offloads(&self) {
+        self.ns
+            .sh("ethtool -K eth0 tso off gso off gro off >/dev/null");
+    }
+
     /// Switches forwarding of both families.
     #[track_caller]
     pub fn forwarding(&self, on: bool) {
@@ -182,7 +207,7 @@ pub enum Watch {
 }
 
 impl Watch {
-    /// A classic filter over the layer-3 packet, for [`Capture::filter`].
+    /// A classic filter over the layer-3 packet, for [`crate::Capture::filter`].
     pub fn filter(self) -> Vec<libc::sock_filter> {
         const LOAD: u16 = 0x20;
         const LOAD_BYTE: u16 = 0x30;
@@ -220,7 +245,7 @@ impl Watch {
 }
 
 /// The network between the client and the host.
-pub(crate) const OUTSIDE: Network = Network {
+pub const OUTSIDE: Network = Network {
     v4: [192, 0, 2],
     v6: 0xa,
 };
@@ -231,13 +256,24 @@ pub(crate) const INSIDE: Network = Network {
     v6: 0xb,
 };
 
+/// One more network of the host, on its `eth2`.
+pub const THIRD: Network = Network {
+    v4: [10, 7, 0],
+    v6: 7,
+};
+
+/// The port of the host's service, unless a test needs several.
+pub const SERVICE: u16 = 5000;
+
 /// A second address of the host on `eth0`.
 const SECOND: u8 = 11;
 
 /// An IPv4 and an IPv6 network on one link.
-pub(crate) struct Network {
-    pub(crate) v4: [u8; 3],
-    pub(crate) v6: u16,
+pub struct Network {
+    /// What its IPv4 addresses start with.
+    pub v4: [u8; 3],
+    /// What its IPv6 addresses have after 2001:db8.
+    pub v6: u16,
 }
 
 impl Network {
@@ -260,7 +296,8 @@ impl Network {
         Ipv6Addr::new(0x2001, 0xdb8, self.v6, 0, 0, 0, 0, number.into())
     }
 
-    pub(crate) fn address(&self, family: Family, number: u8) -> IpAddr {
+    /// The address of this number.
+    pub fn address(&self, family: Family, number: u8) -> IpAddr {
         match family {
             Family::V4 => self.v4(number).into(),
             Family::V6 => self.v6(number).into(),
@@ -273,12 +310,44 @@ impl Network {
 
     /// Gives a device the addresses of this number.
     #[track_caller]
-    pub(crate) fn assign(&self, ns: &Netns, device: &str, number: u8) {
+    pub fn assign(&self, ns: &Netns, device: &str, number: u8) {
         ns.ip(&format!(
             "address add {}/24 dev {device}
              address add {}/64 dev {device} nodad",
             self.v4(number),
             self.v6(number),
+        ));
+    }
+
+    /// Joins a device of the host to one of another machine, which is number
+    /// 2; the host gets its addresses from the caller.
+    #[track_caller]
+    pub fn join(&self, host: &Netns, device: &str, other: &Netns, others: &str) {
+        let index = u32::from(self.v6) * 10;
+        // Equal indices on both ends would make the kernel take its time (up
+        // to a second) to see the carrier.
+        host.ip(&format!(
+            "link add {device} index {} address {} type veth peer name {others} index {} address {} netns {}
+             link set {device} up",
+            index + 1,
+            text(self.mac(1)),
+            index + 2,
+            text(self.mac(2)),
+            other.name(),
+        ));
+        other.ip(&format!("link set {others} up"));
+        self.assign(other, others, 2);
+        host.until_running(device);
+        other.until_running(others);
+    }
+
+    /// Whatever is elsewhere is reached by way of this number.
+    #[track_caller]
+    pub(crate) fn default_route(&self, ns: &Netns, gateway: u8) {
+        ns.ip(&format!(
+            "route add default via {}\nroute add default via {}",
+            self.v4(gateway),
+            self.v6(gateway),
         ));
     }
 }
@@ -292,12 +361,13 @@ impl Network {
 ///
 /// Until the world is dropped every packet is checked; see [`World::finish`].
 pub struct World {
+    // It ends first, while every namespace is there.
+    watch: Watchers,
     /// The host.
     pub host: Node,
     /// The client on the network.
     pub client: Node,
     behind: Option<Node>,
-    watch: Watchers,
     mirrors: Vec<Mirror>,
     /// Where the mirror's other end lies, so that no one hears it.
     _sink: Netns,
@@ -315,8 +385,7 @@ impl World {
     #[track_caller]
     pub fn router() -> Self {
         let (host, client) = outside();
-        let behind = INSIDE.node(2);
-        join(&host.ns, "eth1", &INSIDE, &behind);
+        let behind = joined(&host.ns, "eth1", &INSIDE);
         host.forwarding(true);
         INSIDE.assign(&host.ns, "eth1", 1);
         Self::watched((host, client), Some(behind), &["eth0", "eth1", "lo"])
@@ -335,9 +404,8 @@ impl World {
     #[track_caller]
     pub fn bridge() -> Self {
         let (host, client) = outside();
-        let behind = INSIDE.node(2);
         host.ns.ip("link add br0 type bridge\nlink set br0 up\n");
-        join(&host.ns, "veth0", &INSIDE, &behind);
+        let behind = joined(&host.ns, "veth0", &INSIDE);
         host.ns.ip("link set veth0 master br0\n");
         host.forwarding(true);
         INSIDE.assign(&host.ns, "br0", 1);
@@ -359,6 +427,14 @@ impl World {
             }",
         );
         world
+    }
+
+    /// Joins one more machine to the host, on [`THIRD`].
+    #[track_caller]
+    pub fn join_third(&self) -> Node {
+        let third = joined(&self.host.ns, "eth2", &THIRD);
+        THIRD.assign(&self.host.ns, "eth2", 1);
+        third
     }
 
     /// Gives the host a second address of each family on `eth0`.
@@ -417,6 +493,14 @@ impl World {
         }
     }
 
+    /// The address that the one who goes this way has.
+    pub fn source(&self, way: Way) -> IpAddr {
+        match way {
+            Way::Loopback(family) => family.loopback(),
+            Way::Remote(family) | Way::Own(family) => self.dialler(way).address(family),
+        }
+    }
+
     /// A TCP connection to the host's port, to be opened.
     pub fn tcp(&self, way: Way, port: u16) -> Dial<'_> {
         self.dialler(way).tcp(self.remote(way, port))
@@ -471,11 +555,6 @@ impl World {
     /// When a checksum was wrong.
     #[track_caller]
     pub fn finish(mut self) -> Vec<Report> {
-        self.verify()
-    }
-
-    #[track_caller]
-    fn verify(&mut self) -> Vec<Report> {
         self.watch.verify()
     }
 
@@ -493,19 +572,13 @@ impl World {
                 .filter_map(|(name, node)| Some((name, &node?.ns))),
         );
         Self {
+            watch,
             host,
             client,
             behind,
-            watch,
             mirrors,
             _sink: sink,
         }
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        self.verify();
     }
 }
 
@@ -541,41 +614,20 @@ fn mirror(ns: &Netns, devices: &[&str]) -> (Netns, Vec<Mirror>) {
 
 /// The host and the client on their common network.
 fn outside() -> (Node, Node) {
-    let (host, client) = (OUTSIDE.node(1), OUTSIDE.node(2));
-    join(&host.ns, "eth0", &OUTSIDE, &client);
+    let host = OUTSIDE.node(1);
+    let client = joined(&host.ns, "eth0", &OUTSIDE);
     OUTSIDE.assign(&host.ns, "eth0", 1);
     // Whoever else there is in the world lies beyond the client.
-    host.ns.ip(&format!(
-        "route add default via {}\nroute add default via {}",
-        client.v4, client.v6
-    ));
+    OUTSIDE.default_route(&host.ns, 2);
     (host, client)
 }
 
-/// Joins a device of the host to the node's `eth0`; the node's default route
-/// is the host.
-fn join(host: &Netns, device: &str, network: &Network, node: &Node) {
-    let index = u32::from(network.v6) * 10;
-    // Equal indices on both ends would make the kernel take its time (up to a
-    // second) to see the carrier.
-    host.ip(&format!(
-        "link add {device} index {} address {} type veth peer name eth0 index {} address {} netns {}
-         link set {device} up",
-        index + 1,
-        text(network.mac(1)),
-        index + 2,
-        text(node.mac),
-        node.ns.name(),
-    ));
-    node.ns.ip("link set eth0 up");
-    network.assign(&node.ns, "eth0", 2);
-    node.ns.ip(&format!(
-        "route add default via {}\nroute add default via {}",
-        network.v4(1),
-        network.v6(1)
-    ));
-    host.until_running(device);
-    node.ns.until_running("eth0");
+/// A machine whose `eth0` is joined to a device of the host, its default route.
+fn joined(host: &Netns, device: &str, network: &Network) -> Node {
+    let node = network.node(2);
+    network.join(host, device, &node.ns, "eth0");
+    network.default_route(&node.ns, 1);
+    node
 }
 
 /// As `ip` takes it.

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use portfwd_tests::{
-    Cgroup, Family, Listen, Netns, Portfwd, TcpServer, UdpListen, UdpServer, World,
+    Cgroup, Family, Listen, Node, Portfwd, TcpServer, UdpListen, UdpServer, World,
 };
 
 /// The port that the service behind the host listens on.
@@ -58,39 +58,52 @@ const DIALLED: [(&str, &str); 11] = [
     ("::", "::1"),
 ];
 
-/// What a program of the cgroup prints.
-#[track_caller]
-fn client(cgroup: &Cgroup, ns: &Netns, words: &str) -> String {
-    let mut command = cgroup.command(ns, "python3");
-    printed(command.args(["-c", CLIENT]).args(words.split_whitespace()))
-}
-
-#[track_caller]
-fn printed(command: &mut std::process::Command) -> String {
-    let output = command.output().expect("python3 is installed");
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
-}
-
-/// A service of both protocols behind the host, and what is served by it.
-struct Service {
+/// A host whose programs dial, and services behind it.
+struct Dialler {
     tcp: TcpServer,
     udp: UdpServer,
+    cgroup: Cgroup,
+    world: World,
 }
 
-impl Service {
+impl Dialler {
     #[track_caller]
-    fn behind(world: &World) -> Self {
-        let behind = world.behind();
+    fn new() -> Self {
+        let world = World::router();
+        let (tcp, udp) = world.behind().services(SERVICE);
         Self {
-            tcp: behind.tcp_server(Listen::DualStack, SERVICE),
-            udp: behind.udp_server(UdpListen::DualStack, SERVICE),
+            tcp,
+            udp,
+            cgroup: Cgroup::new(),
+            world,
         }
     }
 
-    /// The client that it saw last, by the way of the exchange.
     #[track_caller]
-    fn last(&self, how: &str) -> IpAddr {
+    fn portfwd(&self, args: &str) -> Portfwd {
+        let path = self.cgroup.path().display();
+        self.world.host.portfwd(&format!("--cgroup {path} {args}"))
+    }
+
+    /// What a program on the host prints.
+    #[track_caller]
+    fn dial(&self, words: &str) -> String {
+        self.dial_on(&self.world.host, words)
+    }
+
+    /// What a program of the cgroup prints on this machine.
+    #[track_caller]
+    fn dial_on(&self, node: &Node, words: &str) -> String {
+        let mut command = self.cgroup.command(&node.ns, "python3");
+        let client = command.args(["-c", CLIENT]).args(words.split_whitespace());
+        let output = client.output().expect("python3 is installed");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// The client that was served last, by the way of the exchange.
+    #[track_caller]
+    fn last_served(&self, how: &str) -> IpAddr {
         let tcp = || self.tcp.served().last().map(|served| served.peer);
         let udp = || self.udp.served().last().copied();
         let peer: Option<SocketAddr> = if how == "tcp" { tcp() } else { udp() };
@@ -98,25 +111,18 @@ impl Service {
     }
 }
 
-#[track_caller]
-fn start(world: &World, cgroup: &Cgroup, args: &str) -> Portfwd {
-    let path = cgroup.path().display();
-    world.host.portfwd(&format!("--cgroup {path} {args}"))
-}
-
 #[test]
 fn every_call_reaches_the_target_and_is_told_what_was_dialled() {
-    let (world, cgroup) = (World::router(), Cgroup::new());
-    let service = Service::behind(&world);
-    let portfwd = start(&world, &cgroup, RULES);
+    let dialler = Dialler::new();
+    let portfwd = dialler.portfwd(RULES);
     for (dialled, told) in DIALLED {
         let family = Family::of(dialled.parse().expect("an address"));
         for how in HOWS {
-            let seen = client(&cgroup, &world.host.ns, &format!("{how} {dialled} 80"));
+            let seen = dialler.dial(&format!("{how} {dialled} 80"));
             assert_eq!(seen, format!("{told} 80 8080"), "{how} {dialled}");
             assert_eq!(
-                service.last(how),
-                world.inside_address(family),
+                dialler.last_served(how),
+                dialler.world.inside_address(family),
                 "{how} {dialled}"
             );
         }
@@ -129,9 +135,8 @@ fn every_call_reaches_the_target_and_is_told_what_was_dialled() {
 
 #[test]
 fn the_address_that_a_socket_is_bound_to_is_kept() {
-    let (world, cgroup) = (World::router(), Cgroup::new());
-    let service = Service::behind(&world);
-    let _portfwd = start(&world, &cgroup, RULES);
+    let dialler = Dialler::new();
+    let _portfwd = dialler.portfwd(RULES);
     for (dialled, source) in [
         ("127.0.0.1", "192.0.2.1"),
         ("::ffff:127.0.0.1", "::ffff:192.0.2.1"),
@@ -139,45 +144,42 @@ fn the_address_that_a_socket_is_bound_to_is_kept() {
     ] {
         for how in HOWS {
             let words = format!("{how} {dialled} 80 {source}");
-            let seen = client(&cgroup, &world.host.ns, &words);
+            let seen = dialler.dial(&words);
             assert_eq!(seen, format!("{dialled} 80 8080"), "{words}");
             let source: IpAddr = source.parse().expect("an address");
-            assert_eq!(service.last(how), source.to_canonical(), "{words}");
+            assert_eq!(dialler.last_served(how), source.to_canonical(), "{words}");
         }
     }
 }
 
 #[test]
 fn a_socket_of_loopback_is_refused_as_without_the_rule() {
-    let (world, cgroup) = (World::router(), Cgroup::new());
-    let _service = Service::behind(&world);
-    let _portfwd = start(&world, &cgroup, RULES);
+    let dialler = Dialler::new();
+    let _portfwd = dialler.portfwd(RULES);
     for (dialled, source) in [("127.0.0.1", "127.0.0.1"), ("::1", "::1")] {
         let words = format!("tcp {dialled} 80 {source}");
-        assert_eq!(client(&cgroup, &world.host.ns, &words), "ECONNREFUSED");
+        assert_eq!(dialler.dial(&words), "ECONNREFUSED");
     }
 }
 
 #[test]
 fn mptcp_is_dialled_too() {
-    let (world, cgroup) = (World::router(), Cgroup::new());
-    let service = Service::behind(&world);
-    let _portfwd = start(&world, &cgroup, RULES);
+    let dialler = Dialler::new();
+    let _portfwd = dialler.portfwd(RULES);
     for dialled in ["127.0.0.1", "2001:db8:a::1"] {
-        let seen = client(&cgroup, &world.host.ns, &format!("mptcp {dialled} 80"));
+        let seen = dialler.dial(&format!("mptcp {dialled} 80"));
         assert!(seen.ends_with(" 8080"), "{seen}");
     }
-    assert_eq!(service.tcp.served().len(), 2);
+    assert_eq!(dialler.tcp.served().len(), 2);
 }
 
 #[test]
 fn the_target_itself_is_dialled_as_ever() {
-    let (world, cgroup) = (World::router(), Cgroup::new());
-    let _service = Service::behind(&world);
-    let portfwd = start(&world, &cgroup, RULES);
+    let dialler = Dialler::new();
+    let portfwd = dialler.portfwd(RULES);
     for target in ["198.51.100.2", "::ffff:198.51.100.2", "2001:db8:b::2"] {
         for how in HOWS {
-            let seen = client(&cgroup, &world.host.ns, &format!("{how} {target} 8080"));
+            let seen = dialler.dial(&format!("{how} {target} 8080"));
             assert_eq!(seen, format!("{target} 8080 8080"), "{how}");
         }
     }
@@ -186,15 +188,15 @@ fn the_target_itself_is_dialled_as_ever() {
 
 #[test]
 fn other_namespaces_and_other_cgroups_are_left_alone() {
-    let (world, cgroup, other) = (World::router(), Cgroup::new(), Cgroup::new());
-    let _service = Service::behind(&world);
-    let own = world.client.tcp_server_builder(Listen::DualStack, 80);
+    let (dialler, other) = (Dialler::new(), Cgroup::new());
+    let client = &dialler.world.client;
+    let own = client.tcp_server_builder(Listen::DualStack, 80);
     let _own = own.name("own").start();
-    let _own_udp = world.client.udp_server(UdpListen::DualStack, 80);
-    let portfwd = start(&world, &cgroup, RULES);
+    let _own_udp = client.udp_server(UdpListen::DualStack, 80);
+    let portfwd = dialler.portfwd(RULES);
     for dialled in ["127.0.0.1", "192.0.2.2", "::1", "2001:db8:a::2"] {
         for (how, name) in [("tcp", "own"), ("udp", "80"), ("sendto", "80")] {
-            let seen = client(&cgroup, &world.client.ns, &format!("{how} {dialled} 80"));
+            let seen = dialler.dial_on(client, &format!("{how} {dialled} 80"));
             assert_eq!(seen, format!("{dialled} 80 {name}"), "{how}");
         }
     }
@@ -204,14 +206,12 @@ fn other_namespaces_and_other_cgroups_are_left_alone() {
 
 #[test]
 fn a_rule_for_this_host_beside_it_is_served_as_ever() {
-    let (world, cgroup) = (World::router(), Cgroup::new());
-    let _service = Service::behind(&world);
-    let _tcp = world.host.tcp_server(Listen::DualStack, 5000);
-    let _udp = world.host.udp_server(UdpListen::DualStack, 5000);
-    let portfwd = start(&world, &cgroup, &format!("{RULES} 81:5000/tcp+udp"));
+    let dialler = Dialler::new();
+    let _services = dialler.world.host.services(5000);
+    let portfwd = dialler.portfwd(&format!("{RULES} 81:5000/tcp+udp"));
     for dialled in ["127.0.0.1", "192.0.2.1", "::1", "2001:db8:a::1"] {
         for how in HOWS {
-            let seen = client(&cgroup, &world.host.ns, &format!("{how} {dialled} 81"));
+            let seen = dialler.dial(&format!("{how} {dialled} 81"));
             assert_eq!(seen, format!("{dialled} 81 5000"), "{how}");
         }
     }
@@ -220,15 +220,14 @@ fn a_rule_for_this_host_beside_it_is_served_as_ever() {
 
 #[test]
 fn only_listed_sources_are_sent_to_the_target() {
-    let (world, cgroup) = (World::router(), Cgroup::new());
-    let _service = Service::behind(&world);
-    let _portfwd = start(&world, &cgroup, &format!("--from 192.0.2.1,::1 {RULES}"));
+    let dialler = Dialler::new();
+    let _portfwd = dialler.portfwd(&format!("--from 192.0.2.1,::1 {RULES}"));
     for (words, told) in [
         ("tcp 192.0.2.1 80", "192.0.2.1 80 8080"),
         ("tcp 127.0.0.1 80 192.0.2.1", "127.0.0.1 80 8080"),
         ("sendto ::1 80", "::1 80 8080"),
     ] {
-        assert_eq!(client(&cgroup, &world.host.ns, words), told, "{words}");
+        assert_eq!(dialler.dial(words), told, "{words}");
     }
     for words in [
         "tcp 127.0.0.1 80",
@@ -236,36 +235,39 @@ fn only_listed_sources_are_sent_to_the_target() {
         "tcp 192.0.2.1 80 198.51.100.1",
         "udp 2001:db8:a::1 80",
     ] {
-        let seen = client(&cgroup, &world.host.ns, words);
+        let seen = dialler.dial(words);
         assert_eq!(seen, "ECONNREFUSED", "{words}");
     }
 }
 
 #[test]
 fn nothing_stays_attached() {
-    let (world, cgroup) = (World::router(), Cgroup::new());
-    let _service = Service::behind(&world);
+    let dialler = Dialler::new();
     for killed in [false, true] {
-        let portfwd = start(&world, &cgroup, RULES);
-        assert_eq!(cgroup.programs(), 8);
+        let portfwd = dialler.portfwd(RULES);
+        assert_eq!(dialler.cgroup.programs(), 8);
         let _output = if killed {
             portfwd.kill9()
         } else {
             portfwd.stop()
         };
-        assert_eq!(cgroup.programs(), 0, "killed: {killed}");
-        let seen = client(&cgroup, &world.host.ns, "tcp 127.0.0.1 80");
+        assert_eq!(dialler.cgroup.programs(), 0, "killed: {killed}");
+        let seen = dialler.dial("tcp 127.0.0.1 80");
         assert_eq!(seen, "ECONNREFUSED", "killed: {killed}");
     }
 }
 
 #[test]
 fn hooks_are_attached_only_where_they_are_needed() {
-    let (world, cgroup) = (World::router(), Cgroup::new());
-    for args in ["80:5000", &format!("--no-local -i eth0 {RULES}")] {
-        let _portfwd = start(&world, &cgroup, args);
-        assert_eq!(cgroup.programs(), 0, "{args}");
-    }
+    let dialler = Dialler::new();
+    let to_this_host = dialler.portfwd("80:5000");
+    assert_eq!(dialler.cgroup.programs(), 0);
+    to_this_host.stop();
+
+    let before = Cgroup::programs_of_all();
+    let host = &dialler.world.host;
+    let _not_for_this_host = host.portfwd(&format!("--no-local -i eth0 {RULES}"));
+    assert_eq!(Cgroup::programs_of_all(), before);
 }
 
 #[test]

@@ -426,3 +426,14 @@ fn room_for_one_flow_is_enough_for_one() {
         world.tcp(Way::Remote(family), 80).open().expect("served");
     }
 }
+
+#[test]
+fn a_link_local_address_of_another_host_is_refused() {
+    let ns = Netns::new();
+    let refusal = Portfwd::refused(&ns, &["80:[fe80::5]:8080"]);
+    assert_eq!(refusal.code, Some(1), "{refusal:?}");
+    for part in ["`80:[fe80::5]:8080`", "link-local", "interface"] {
+        assert!(refusal.stderr.contains(part), "{refusal:?}");
+    }
+    assert_eq!(refusal.stderr.lines().count(), 1, "{refusal:?}");
+}

@@ -1,85 +1,15 @@
 //! Flows to another host: by which device they go, which may share a port,
 //! how they begin and end, and what is counted of them.
 
-use std::{
-    collections::BTreeSet,
-    io,
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::{collections::BTreeSet, io, net::SocketAddr, time::Duration};
 
 use portfwd_tests::{
-    Capture, Conversation, Dial, Family, Keep, Listen, Manner, Nat, Netns, Place, Portfwd, Site,
-    State, TcpServer, UdpClient, UdpListen, UdpManner, UdpServer, Who, World,
+    Capture, Conversation, Dial, Family, Keep, Listen, Manner, Nat, Place, Site, State, UdpClient,
+    Who, World,
     bpf::{Side, programs},
-    site::{DIALLED, SERVICE},
-    until,
+    relay::{DIALLED, SERVICE, rules},
+    world::{OUTSIDE, stranger},
 };
-
-/// Rules of both families, each with the text of one.
-fn rules(rule: impl Fn(Family) -> String) -> String {
-    Family::BOTH.map(rule).join(" ")
-}
-
-/// A rule to the machine behind the host.
-fn rule(world: &World, family: Family) -> String {
-    format!("{DIALLED}:{}/tcp+udp", world.behind().at(family, SERVICE))
-}
-
-#[track_caller]
-fn portfwd(world: &World, nat: Nat) -> Portfwd {
-    let rules = rules(|family| rule(world, family));
-    world
-        .host
-        .portfwd(&format!("--no-local --nat {} {rules}", nat.word()))
-}
-
-/// Services behind the host that say whom they see.
-#[track_caller]
-fn services(world: &World) -> (TcpServer, UdpServer) {
-    (
-        world.behind().tcp_server(Listen::DualStack, SERVICE),
-        world.behind().udp_server(UdpListen::DualStack, SERVICE),
-    )
-}
-
-/// A third network of the host, with the target on it.
-#[track_caller]
-fn third_network(host: &Netns) -> Netns {
-    let target = Netns::new();
-    host.ip(&format!(
-        "link add eth2 index 2001 type veth peer name eth0 index 2002 netns {}
-         link set eth2 up
-         address add 10.7.0.1/24 dev eth2
-         address add fd00:7::1/64 dev eth2 nodad",
-        target.name(),
-    ));
-    target.ip("link set eth0 up
-         address add 10.7.0.2/24 dev eth0
-         address add fd00:7::2/64 dev eth0 nodad
-         route add default via 10.7.0.1
-         route add default via fd00:7::1");
-    host.until_running("eth2");
-    target.until_running("eth0");
-    target
-}
-
-fn third_target(family: Family) -> SocketAddr {
-    let target = match family {
-        Family::V4 => "10.7.0.2:80",
-        Family::V6 => "[fd00:7::2]:80",
-    };
-    target.parse().expect("an end")
-}
-
-/// A client that is far away: the default routes lead to it.
-fn far(family: Family, number: u8) -> IpAddr {
-    let address = match family {
-        Family::V4 => format!("100.64.0.{number}"),
-        Family::V6 => format!("2001:db8:f::{number}"),
-    };
-    address.parse().expect("an address")
-}
 
 #[test]
 fn a_host_with_two_providers_answers_by_the_one_that_the_client_came_by_over_ipv4() {
@@ -95,14 +25,13 @@ fn a_host_with_two_providers_answers_by_the_one_that_the_client_came_by_over_ipv
 
 #[track_caller]
 fn answers_by_the_same_provider(family: Family) {
-    const BY_FIRST: u8 = 1;
-    const BY_SECOND: u8 = 2;
-    const BY_BOTH: u8 = 3;
+    const BY_FIRST: u32 = 1;
+    const BY_SECOND: u32 = 2;
+    const BY_BOTH: u32 = 3;
     for nat in Nat::FORCED {
         let world = World::forwarder();
-        let target = third_network(&world.host.ns);
-        let _tcp = TcpServer::builder(&target, Listen::DualStack, SERVICE).start();
-        let _udp = UdpServer::start(&target, UdpListen::DualStack, SERVICE, UdpManner::Identify);
+        let target = world.join_third();
+        let _services = target.services(SERVICE);
         let second = world.behind();
         world.host.ns.ip(&format!(
             "route add default via {} metric 4096\nroute add default via {} metric 4096",
@@ -111,24 +40,17 @@ fn answers_by_the_same_provider(family: Family) {
         let providers = [(&world.client, BY_FIRST), (second, BY_SECOND)];
         for (provider, number) in providers {
             for number in [number, BY_BOTH] {
-                provider.ns.ip(&format!(
-                    "address add {}/32 dev lo\naddress add {}/128 dev lo nodad",
-                    far(Family::V4, number),
-                    far(Family::V6, number),
-                ));
+                provider.add_address(stranger(family, number));
             }
         }
-        let rules = rules(|family| format!("{DIALLED}:{}/tcp+udp", third_target(family)));
-        let _portfwd = world
-            .host
-            .portfwd(&format!("--no-local --nat {} {rules}", nat.word()));
+        let _portfwd = world.host.relay(nat, &target.rules());
         let captures = providers.map(|(node, _)| Capture::start(&node.ns, Keep::Everything));
         let own = [world.host.address(family), world.inside_address(family)];
         let mut talks = Vec::new();
         for ((provider, number), own) in providers.into_iter().zip(own) {
             let remote = SocketAddr::new(own, DIALLED);
             for number in [number, BY_BOTH] {
-                let from = far(family, number);
+                let from = stranger(family, number);
                 let case = format!("{nat:?} {from} to {remote}");
                 // The two that are one client use one port as well.
                 let talk = provider.tcp(remote).from(from).from_port(41_000).open();
@@ -157,29 +79,21 @@ fn answers_by_the_same_provider(family: Family) {
 fn a_borrowed_address_of_a_listed_network_gets_no_answer_elsewhere() {
     for nat in Nat::ALL {
         let world = World::forwarder();
-        let target = third_network(&world.host.ns);
-        let _tcp = TcpServer::builder(&target, Listen::DualStack, SERVICE).start();
-        let _udp = UdpServer::start(&target, UdpListen::DualStack, SERVICE, UdpManner::Identify);
-        let rules = rules(|family| format!("{DIALLED}:{}/tcp+udp", third_target(family)));
-        let listed = "192.0.2.0/24,2001:db8:a::/64";
-        let _portfwd = world.host.portfwd(&format!(
-            "--no-local --nat {} --from {listed} {rules}",
-            nat.word()
-        ));
+        let target = world.join_third();
+        let _services = target.services(SERVICE);
+        let listed = "--from 192.0.2.0/24,2001:db8:a::/64";
+        let _portfwd = world
+            .host
+            .relay(nat, &format!("{listed} {}", target.rules()));
         let patience = Duration::from_millis(700);
         for family in Family::BOTH {
             let case = format!("{nat:?} {family:?}");
             let served = world.client.tcp(world.host.at(family, DIALLED)).open();
             assert!(served.is_ok(), "{case}: who is listed: {served:?}");
 
-            let (borrowed, options): (IpAddr, _) = match family {
-                Family::V4 => ([192, 0, 2, 77].into(), ""),
-                Family::V6 => ([0x2001, 0xdb8, 0xa, 0, 0, 0, 0, 0x77].into(), "nodad"),
-            };
+            let borrowed = OUTSIDE.address(family, 77);
             let guest = world.behind();
-            guest
-                .ns
-                .ip(&format!("address add {borrowed} dev lo {options}"));
+            guest.add_address(borrowed);
             let remote = SocketAddr::new(world.inside_address(family), DIALLED);
             let tcp = guest.tcp(remote).from(borrowed).timeout(patience).open();
             assert!(tcp.is_err(), "{case}: {tcp:?}");
@@ -194,10 +108,9 @@ fn a_borrowed_address_of_a_listed_network_gets_no_answer_elsewhere() {
 fn a_named_interface_serves_its_clients_alone_and_the_answer_comes_by_any() {
     for nat in Nat::ALL {
         let world = World::forwarder();
-        let _services = services(&world);
-        let rules = rules(|family| rule(&world, family));
-        let options = format!("--no-local -i eth0 --nat {}", nat.word());
-        let _portfwd = world.host.portfwd(&format!("{options} {rules}"));
+        let _services = world.behind().services(SERVICE);
+        let rules = world.behind().rules();
+        let _portfwd = world.host.relay(nat, &format!("-i eth0 {rules}"));
         for family in Family::BOTH {
             let remote = world.host.at(family, DIALLED);
             let mut talk = world.client.tcp(remote).open().expect("served over TCP");
@@ -223,12 +136,9 @@ fn a_port_is_used_again_at_once_after_either_end_closed() {
             .tcp_server_builder(Listen::DualStack, SERVICE);
         let _service = server.manner(Manner::CloseFirst).start();
         let echo = world.behind().tcp_server(Listen::DualStack, 81);
-        let portfwd = world.host.portfwd(&format!(
-            "--no-local --nat {} {} {}",
-            nat.word(),
-            rules(|family| rule(&world, family)),
-            rules(|family| format!("8081:{}", world.behind().at(family, 81))),
-        ));
+        let other = rules(|family| format!("8081:{}", world.behind().at(family, 81)));
+        let args = format!("{} {other}", world.behind().rules());
+        let portfwd = world.host.relay(nat, &args);
         for family in Family::BOTH {
             let mut slowest = Duration::ZERO;
             for port in (42_000..42_005).cycle().take(50) {
@@ -284,15 +194,12 @@ type AtOnce = fn(&World, Family, u16, &[SocketAddr]);
 fn from_one_port(nat: Nat, router: bool, at_once: AtOnce) {
     let world = World::router();
     world.host.forwarding(router);
-    let _tcp = world.behind().tcp_server(Listen::DualStack, TARGET);
-    let _udp = world.behind().udp_server(UdpListen::DualStack, TARGET);
+    let _services = world.behind().services(TARGET);
     let rules = rules(|family| {
         let target = world.behind().at(family, TARGET);
         format!("80:{target}/tcp+udp 8080:{target}/tcp+udp")
     });
-    let _portfwd = world
-        .host
-        .portfwd(&format!("--no-local --nat {} {rules}", nat.word()));
+    let _portfwd = world.host.relay(nat, &rules);
     let mut port = 43_000;
     for family in Family::BOTH {
         let [one, other] = [80, 8080].map(|port| world.host.at(family, port));
@@ -362,7 +269,6 @@ fn datagrams_at_once(world: &World, family: Family, port: u16, order: &[SocketAd
 #[test]
 fn after_kill_9_the_next_start_works_at_once_and_nothing_is_left() {
     let site = Site::new(Place::AnotherInterface);
-    let _services = site.services();
     let ns = &site.host.ns;
     let standing = || {
         let sides = [Side::Ingress, Side::Egress];
@@ -401,11 +307,10 @@ fn packets_bytes_and_connections_are_counted_as_on_the_wire() {
         for family in Family::BOTH {
             let world = World::forwarder();
             for node in [&world.client, world.behind()] {
-                node.ns
-                    .sh("ethtool -K eth0 tso off gso off gro off >/dev/null");
+                node.without_offloads();
             }
-            let _services = services(&world);
-            let portfwd = portfwd(&world, nat);
+            let _services = world.behind().services(SERVICE);
+            let portfwd = world.relay(nat);
             let capture = Capture::start(&world.client.ns, Keep::Everything);
             let remote = world.host.at(family, DIALLED);
             for length in [100, 1 << 20, 3 << 20] {
@@ -421,7 +326,7 @@ fn packets_bytes_and_connections_are_counted_as_on_the_wire() {
                 }
             }
             for node in [&world.client, world.behind()] {
-                until_over(&node.ns);
+                node.ns.until_connections_end();
             }
             let output = portfwd.stop();
             let report = capture.finish();
@@ -434,7 +339,7 @@ fn packets_bytes_and_connections_are_counted_as_on_the_wire() {
                 }
             }
             let counter = |column| {
-                let count = output.rule_counter(&rule(&world, family), column);
+                let count = output.rule_counter(&world.behind().rule(family), column);
                 count.unwrap_or_else(|| panic!("no {column}\n{output}"))
             };
             let counted = ["packets", "bytes", "packets back", "bytes back"].map(counter);
@@ -446,20 +351,11 @@ fn packets_bytes_and_connections_are_counted_as_on_the_wire() {
     }
 }
 
-/// Waits until every connection of the namespace is over on its side.
-#[track_caller]
-fn until_over(ns: &Netns) {
-    until("the connections to be over", || {
-        let open = "state established state fin-wait-1 state close-wait state last-ack";
-        ns.sh(&format!("ss -Htan {open}")).is_empty()
-    });
-}
-
 #[test]
 fn the_host_itself_uses_the_port_of_a_masqueraded_flow() {
     let world = World::forwarder();
-    let _services = services(&world);
-    let portfwd = portfwd(&world, Nat::Masquerade);
+    let _services = world.behind().services(SERVICE);
+    let portfwd = world.relay(Nat::Masquerade);
     for family in Family::BOTH {
         let (remote, target) = (
             world.host.at(family, DIALLED),

@@ -1,8 +1,8 @@
 //! Much traffic to another host, and traffic while the way changes.
 
 use std::{
-    collections::BTreeSet,
-    env, io,
+    collections::{BTreeMap, BTreeSet},
+    io,
     net::SocketAddr,
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
     thread,
@@ -10,41 +10,11 @@ use std::{
 };
 
 use portfwd_tests::{
-    Capture, Crowd, Family, Keep, Listen, Nat, Netns, Node, Packet, Place, Portfwd, Site,
-    UdpListen, Watch, Who, World, deadline,
-    site::{DIALLED, SERVICE},
-    until,
+    Capture, Conversation, Crowd, Family, Identity, Keep, Listen, Nat, Node, Packet, Place, Site,
+    UdpListen, Watch, Who, World, deadline, long,
+    relay::{DIALLED, SERVICE, rule_to, rules},
+    world::{Network, THIRD},
 };
-
-/// Loads that take minutes are for those who ask for them.
-fn long() -> bool {
-    env::var_os("PORTFWD_TEST_LONG").is_some()
-}
-
-/// A rule for each family, to the machine behind the host.
-#[track_caller]
-fn portfwd(world: &World, nat: Nat) -> Portfwd {
-    let rule = |family| format!("{DIALLED}:{}/tcp+udp", world.behind().at(family, SERVICE));
-    let rules = Family::BOTH.map(rule).join(" ");
-    world
-        .host
-        .portfwd(&format!("--no-local --nat {} {rules}", nat.word()))
-}
-
-/// Ends it, and nothing was dropped for want of room or of a way.
-#[track_caller]
-fn stops_without_loss(portfwd: Portfwd) {
-    let output = portfwd.stop();
-    for verdict in [
-        "no-port",
-        "table-full",
-        "no-route",
-        "too-large",
-        "hop-limit",
-    ] {
-        assert_eq!(output.verdict(verdict), 0, "{verdict}\n{output}");
-    }
-}
 
 #[test]
 fn bulk_arrives_whole_in_both_directions() {
@@ -52,7 +22,7 @@ fn bulk_arrives_whole_in_both_directions() {
     for nat in Nat::FORCED {
         let world = World::forwarder().watching(Watch::OneOf(64));
         let _service = world.behind().tcp_server(Listen::DualStack, SERVICE);
-        let portfwd = portfwd(&world, nat);
+        let portfwd = world.relay(nat);
         for family in Family::BOTH {
             let start = Instant::now();
             let talk = world.client.tcp(world.host.at(family, DIALLED)).open();
@@ -62,7 +32,7 @@ fn bulk_arrives_whole_in_both_directions() {
             let rate = (length >> 20) as f64 / start.elapsed().as_secs_f64();
             println!("{nat:?} {family:?}: {rate:.0} MiB/s each way at once");
         }
-        stops_without_loss(portfwd);
+        portfwd.stop_without_loss();
     }
 }
 
@@ -74,7 +44,6 @@ fn merged_segments_stay_whole_in_both_directions() {
     for place in Place::ALL {
         for nat in Nat::FORCED {
             let site = Site::new(place);
-            let _services = site.services();
             let portfwd = site.portfwd(nat);
             for family in Family::BOTH {
                 let ends = [&site.target, &site.remote];
@@ -94,7 +63,7 @@ fn merged_segments_stay_whole_in_both_directions() {
                     counts()
                 );
             }
-            stops_without_loss(portfwd);
+            portfwd.stop_without_loss();
         }
     }
 }
@@ -104,7 +73,7 @@ fn a_hundred_clients_are_served_in_parallel() {
     for nat in Nat::FORCED {
         let world = World::forwarder().watching(Watch::OneOf(8));
         let _service = world.behind().tcp_server(Listen::DualStack, SERVICE);
-        let portfwd = portfwd(&world, nat);
+        let portfwd = world.relay(nat);
         thread::scope(|scope| {
             for family in Family::BOTH.into_iter().cycle().take(100) {
                 let world = &world;
@@ -121,7 +90,7 @@ fn a_hundred_clients_are_served_in_parallel() {
         });
         let output = portfwd.stop();
         for family in Family::BOTH {
-            let rule = format!("{DIALLED}:{}/tcp+udp", world.behind().at(family, SERVICE));
+            let rule = world.behind().rule(family);
             let connections = output.rule_counter(&rule, "connections");
             assert_eq!(connections, Some(50), "{output}");
         }
@@ -133,7 +102,7 @@ fn thirty_thousand_masqueraded_flows_live_side_by_side() {
     for family in Family::BOTH {
         let world = World::forwarder().watching(Watch::OneOf(16));
         let _service = world.behind().udp_server(UdpListen::DualStack, SERVICE);
-        let portfwd = portfwd(&world, Nat::Masquerade);
+        let portfwd = world.relay(Nat::Masquerade);
         // Two of three find their own port taken.
         let crowd = Crowd::new(&world, family, 3, 10_000..20_000);
         let remote = world.host.at(family, DIALLED);
@@ -143,13 +112,19 @@ fn thirty_thousand_masqueraded_flows_live_side_by_side() {
         assert_eq!(peers.len(), crowd.len(), "a port for each");
         let masquerade = world.inside_address(family);
         assert!(peers.iter().all(|peer| peer.ip() == masquerade));
-        let again = crowd.ask(remote);
-        let differing = first
-            .iter()
-            .filter(|(who, server)| again.get(who) != Some(server));
-        assert_eq!(differing.count(), 0, "lost or moved over {family:?}");
-        stops_without_loss(portfwd);
+        all_keep_their_ports(&crowd, remote, &first);
+        portfwd.stop_without_loss();
     }
+}
+
+/// Those who were answered at first are answered again, and seen as before.
+#[track_caller]
+fn all_keep_their_ports(crowd: &Crowd, remote: SocketAddr, first: &BTreeMap<SocketAddr, Identity>) {
+    let again = crowd.ask(remote);
+    let differing = first
+        .iter()
+        .filter(|(who, server)| again.get(who) != Some(server));
+    assert_eq!(differing.count(), 0, "lost or moved, of those at {remote}");
 }
 
 #[test]
@@ -158,8 +133,8 @@ fn where_no_port_is_left_it_is_counted_and_those_who_have_one_keep_it() {
     let _service = world.behind().udp_server(UdpListen::DualStack, SERVICE);
     let family = Family::V4;
     let rule = format!("{DIALLED}:{}/udp", world.behind().at(family, SERVICE));
-    let options = "--no-local --nat masquerade --max-flows 400000";
-    let portfwd = world.host.portfwd(&format!("{options} {rule}"));
+    let args = format!("--max-flows 400000 {rule}");
+    let portfwd = world.host.relay(Nat::Masquerade, &args);
     // More than there are ports.
     let crowd = Crowd::new(&world, family, 22, 20_000..23_000);
     let crowd = crowd.patience(Duration::from_millis(200));
@@ -167,11 +142,7 @@ fn where_no_port_is_left_it_is_counted_and_those_who_have_one_keep_it() {
     let first = crowd.ask(remote);
     println!("{} of {} have a port", first.len(), crowd.len());
     assert!((50_000..=65_535).contains(&first.len()), "{}", first.len());
-    let again = crowd.ask(remote);
-    let differing = first
-        .iter()
-        .filter(|(who, server)| again.get(who) != Some(server));
-    assert_eq!(differing.count(), 0, "lost or moved");
+    all_keep_their_ports(&crowd, remote, &first);
     let output = portfwd.stop();
     assert!(output.verdict("no-port") > 0, "{output}");
     assert_eq!(output.verdict("table-full"), 0, "{output}");
@@ -247,40 +218,36 @@ fn longest_gap(stop: &AtomicBool, answers: &AtomicU32, mut ask: impl FnMut() -> 
     longest.max(last.elapsed())
 }
 
-/// Another hardware address, which it tells as machines that move do.
-#[track_caller]
-fn change_hardware_address(target: &Netns, last: u8) {
-    target.sysctl("net.ipv4.conf.eth0.arp_notify", 1);
-    target.sysctl("net.ipv6.conf.eth0.ndisc_notify", 1);
-    target.ip(&format!("link set eth0 address 02:00:00:00:cc:{last:02x}"));
-}
-
 #[test]
 fn traffic_goes_on_when_the_hardware_address_of_the_target_changes() {
     for nat in Nat::FORCED {
         let world = World::forwarder();
-        let _tcp = world.behind().tcp_server(Listen::DualStack, SERVICE);
-        let _udp = world.behind().udp_server(UdpListen::DualStack, SERVICE);
-        let portfwd = portfwd(&world, nat);
-        for (last, family) in (1..).zip(Family::BOTH) {
-            let case = format!("{nat:?} {family:?}, a pair");
-            survives(&world.client, world.host.at(family, DIALLED), &case, || {
-                change_hardware_address(&world.behind().ns, last);
-            });
-        }
-        stops_without_loss(portfwd);
+        let target = world.behind();
+        let _services = target.services(SERVICE);
+        let portfwd = world.relay(nat);
+        let case = format!("{nat:?}, a pair");
+        survives_new_hardware_addresses(&world.client, &world.host, target, &case);
+        portfwd.stop_without_loss();
         for place in Place::ALL {
             let site = Site::new(place);
-            let _services = site.services();
             let portfwd = site.portfwd(nat);
-            for (last, family) in (1..).zip(Family::BOTH) {
-                let case = format!("{nat:?} {family:?} {place:?}");
-                survives(&site.remote, site.host.at(family, DIALLED), &case, || {
-                    change_hardware_address(&site.target.ns, last);
-                });
-            }
-            stops_without_loss(portfwd);
+            let case = format!("{nat:?} {place:?}");
+            survives_new_hardware_addresses(&site.remote, &site.host, &site.target, &case);
+            portfwd.stop_without_loss();
         }
+    }
+}
+
+/// The target tells of each address as machines that move do.
+#[track_caller]
+fn survives_new_hardware_addresses(client: &Node, host: &Node, target: &Node, case: &str) {
+    target.ns.sysctl("net.ipv4.conf.eth0.arp_notify", 1);
+    target.ns.sysctl("net.ipv6.conf.eth0.ndisc_notify", 1);
+    for (last, family) in (1..).zip(Family::BOTH) {
+        let case = format!("{case} {family:?}");
+        let change = format!("link set eth0 address 02:00:00:00:cc:{last:02x}");
+        let remote = host.at(family, DIALLED);
+        survives(client, remote, &case, || target.ns.ip(&change));
     }
 }
 
@@ -288,7 +255,6 @@ fn traffic_goes_on_when_the_hardware_address_of_the_target_changes() {
 fn traffic_goes_on_when_the_neighbours_are_forgotten() {
     for place in Place::ALL {
         let site = Site::new(place);
-        let _services = site.services();
         let portfwd = site.portfwd(Nat::Auto);
         for family in Family::BOTH {
             for who in [Who::Remote, Who::Neighbour] {
@@ -300,9 +266,15 @@ fn traffic_goes_on_when_the_neighbours_are_forgotten() {
                 });
             }
         }
-        stops_without_loss(portfwd);
+        portfwd.stop_without_loss();
     }
 }
+
+/// Where both ways lead.
+const BEYOND: Network = Network {
+    v4: [203, 0, 113],
+    v6: 0xd,
+};
 
 /// Two ways from the host to an address of the machine behind it.
 struct TwoWays {
@@ -314,46 +286,25 @@ impl TwoWays {
     #[track_caller]
     fn new() -> Self {
         let world = World::forwarder();
-        let (host, target) = (&world.host.ns, &world.behind().ns);
-        host.ip(&format!(
-            "link add eth2 index 2001 type veth peer name eth1 index 2002 netns {}
-             link set eth2 up
-             address add 10.7.0.1/24 dev eth2
-             address add fd00:7::1/64 dev eth2 nodad",
-            target.name(),
-        ));
-        target.ip("link set eth1 up
-             address add 10.7.0.2/24 dev eth1
-             address add fd00:7::2/64 dev eth1 nodad
-             address add 203.0.113.9/32 dev lo
-             address add 2001:db8:d::9/128 dev lo nodad");
-        host.until_running("eth2");
-        target.until_running("eth1");
+        let (host, behind) = (&world.host.ns, world.behind());
+        THIRD.join(host, "eth2", &behind.ns, "eth1");
+        THIRD.assign(host, "eth2", 1);
         for family in Family::BOTH {
-            let next = world.behind().address(family);
-            host.ip(&format!(
-                "route add {} via {next}",
-                Self::target(family).ip()
-            ));
+            let (target, next) = (Self::target(family).ip(), behind.address(family));
+            behind.add_address(target);
+            host.ip(&format!("route add {target} via {next}"));
         }
         Self { world }
     }
 
     fn target(family: Family) -> SocketAddr {
-        let address = match family {
-            Family::V4 => "203.0.113.9:80",
-            Family::V6 => "[2001:db8:d::9]:80",
-        };
-        address.parse().expect("an end")
+        SocketAddr::new(BEYOND.address(family, 9), SERVICE)
     }
 
     #[track_caller]
     fn move_route(&self, family: Family) {
         let target = Self::target(family).ip();
-        let (host, next) = match family {
-            Family::V4 => ("10.7.0.1", "10.7.0.2"),
-            Family::V6 => ("fd00:7::1", "fd00:7::2"),
-        };
+        let [host, next] = [1, 2].map(|number| THIRD.address(family, number));
         self.world
             .behind()
             .ns
@@ -367,7 +318,7 @@ impl TwoWays {
 
 #[test]
 fn traffic_goes_on_when_the_route_moves_to_another_interface() {
-    for nat in [Nat::Auto, Nat::Masquerade, Nat::Preserve] {
+    for nat in Nat::ALL {
         let ways = TwoWays::new();
         let world = &ways.world;
         let _tcp = world.behind().tcp_server(Listen::DualStack, SERVICE);
@@ -377,10 +328,8 @@ fn traffic_goes_on_when_the_route_moves_to_another_interface() {
                 .behind()
                 .udp_server(UdpListen::Address(address), SERVICE)
         });
-        let rule = |family| format!("{DIALLED}:{}/tcp+udp", TwoWays::target(family));
-        let rules = Family::BOTH.map(rule).join(" ");
-        let options = format!("--no-local --nat {}", nat.word());
-        let portfwd = world.host.portfwd(&format!("{options} {rules}"));
+        let rules = rules(|family| rule_to(TwoWays::target(family)));
+        let portfwd = world.host.relay(nat, &rules);
         for family in Family::BOTH {
             let capture = Capture::start(&world.behind().ns, Keep::Everything);
             let remote = world.host.at(family, DIALLED);
@@ -400,7 +349,7 @@ fn traffic_goes_on_when_the_route_moves_to_another_interface() {
                 "{case}: a new connection"
             );
         }
-        stops_without_loss(portfwd);
+        portfwd.stop_without_loss();
     }
 }
 
@@ -428,7 +377,7 @@ fn connections_live_and_begin_during_a_flood_of_syns() {
         // The flood itself is made here; its packets say nothing new.
         let world = World::forwarder().watching(Watch::OneOf(512));
         let _service = world.behind().tcp_server(Listen::DualStack, SERVICE);
-        let portfwd = portfwd(&world, nat);
+        let portfwd = world.relay(nat);
         let dial = || world.client.tcp(world.host.at(family, DIALLED)).open();
         let mut talks: Vec<_> = (0..100)
             .map(|_| dial().expect("served before the flood"))
@@ -451,14 +400,13 @@ fn connections_live_and_begin_during_a_flood_of_syns() {
                 }
                 sent
             });
-            until("the flood to be well under way", || {
-                begun.load(Ordering::Relaxed) || flood.is_finished()
+            let under_way = deadline(RECOVERY * 60, || {
+                let under_way = begun.load(Ordering::Relaxed) || flood.is_finished();
+                under_way.then_some(())
             });
+            assert!(under_way.is_some(), "the flood does not get under way");
             let opened: Vec<_> = (0..100).map(|_| dial()).collect();
-            let lost = talks
-                .iter_mut()
-                .filter_map(|talk| (!talk.echoes("during")).then_some(()));
-            let lost = lost.count();
+            let lost = lost(&mut talks, "during");
             drop(end);
             let sent = flood.join().expect("the flood is sent");
             println!("{nat:?} {family:?}: {sent} SYNs");
@@ -472,10 +420,8 @@ fn connections_live_and_begin_during_a_flood_of_syns() {
             assert_eq!(lost, 0, "{nat:?} {family:?}: established connections");
             talks.extend(opened.into_iter().flatten());
         });
-        let lost = talks
-            .iter_mut()
-            .filter_map(|talk| (!talk.echoes("after")).then_some(()));
-        assert_eq!(lost.count(), 0, "{nat:?} {family:?}: after the flood");
+        let lost = lost(&mut talks, "after");
+        assert_eq!(lost, 0, "{nat:?} {family:?}: after the flood");
         // What it left half-open keeps no port from those who come after it.
         let late = deadline(RECOVERY * 5, || dial().ok());
         let late = late.unwrap_or_else(|| panic!("{nat:?} {family:?}: nobody after the flood"));
@@ -484,8 +430,14 @@ fn connections_live_and_begin_during_a_flood_of_syns() {
         assert_eq!(failed, 0, "{nat:?} {family:?}: of 30 after the flood");
         drop((late, later));
         let output = portfwd.stop();
-        let rule = format!("{DIALLED}:{}/tcp+udp", world.behind().at(family, SERVICE));
+        let rule = world.behind().rule(family);
         let connections = output.rule_counter(&rule, "connections");
         assert_eq!(connections, Some(231), "a SYN alone is none\n{output}");
     }
+}
+
+/// How many echo nothing.
+fn lost(talks: &mut [Conversation], text: &str) -> usize {
+    let silent = |talk: &mut Conversation| (!talk.echoes(text)).then_some(());
+    talks.iter_mut().filter_map(silent).count()
 }

@@ -6,12 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use etherparse::{TcpHeaderSlice, TcpOptionElement};
+use etherparse::{SlicedPacket, TcpHeaderSlice, TcpOptionElement, TransportSlice};
 use portfwd_tests::{
-    Capture, Dial, Family, Frame, Keep, Listen, Nat, Netns, Node, Packet, Place, Portfwd, Site,
-    State, TunCable, UdpClient, UdpListen, UdpManner, Watch, Who, World, checksum,
-    site::{DIALLED, SERVICE},
+    Capture, Dial, Family, Frame, Keep, Listen, Nat, Netns, Node, Packet, Place, Site, State,
+    TunCable, UdpClient, UdpListen, UdpManner, UdpServer, Watch, Who, World, checksum,
+    frame::ETHERNET,
+    relay::{DIALLED, SERVICE, rules},
     until,
+    world::Network,
 };
 
 /// Until a retransmission would hide a lost first packet.
@@ -19,16 +21,6 @@ const AT_ONCE: Duration = Duration::from_millis(500);
 
 /// The port that handmade clients have.
 const CLIENT: u16 = 40_000;
-
-/// A rule for each family, to the machine behind the host.
-#[track_caller]
-fn portfwd(world: &World, nat: Nat) -> Portfwd {
-    let rule = |family| format!("{DIALLED}:{}/tcp+udp", world.behind().at(family, SERVICE));
-    let rules = Family::BOTH.map(rule).join(" ");
-    world
-        .host
-        .portfwd(&format!("--no-local --nat {} {rules}", nat.word()))
-}
 
 /// The address by which the machine behind the host sees the client.
 fn seen(world: &World, nat: Nat, family: Family) -> IpAddr {
@@ -43,18 +35,11 @@ fn without_a_neighbour_entry_the_first_packet_is_not_lost() {
     for place in Place::ALL {
         for nat in Nat::FORCED {
             let site = Site::new(place);
-            let _services = site.services();
             let _portfwd = site.portfwd(nat);
             for family in Family::BOTH {
                 for who in [Who::Remote, Who::Neighbour] {
                     let cell = format!("{place:?} {nat:?} {who:?} {family:?}");
-                    let flush = || forget_neighbours(&site.host.ns);
-                    first_packets_arrive(
-                        site.node(who),
-                        site.host.at(family, DIALLED),
-                        flush,
-                        &cell,
-                    );
+                    first_packets_arrive(site.node(who), &site.host, family, &cell);
                 }
             }
         }
@@ -66,13 +51,11 @@ fn without_a_neighbour_entry_the_first_packet_is_not_lost() {
 fn without_a_neighbour_entry_at_the_other_end_of_a_pair_the_first_packet_is_not_lost() {
     for nat in Nat::FORCED {
         let world = World::forwarder();
-        let _tcp = world.behind().tcp_server(Listen::DualStack, SERVICE);
-        let _udp = world.behind().udp_server(UdpListen::DualStack, SERVICE);
-        let _portfwd = portfwd(&world, nat);
+        let _services = world.behind().services(SERVICE);
+        let _portfwd = world.relay(nat);
         for family in Family::BOTH {
-            let flush = || forget_neighbours(&world.host.ns);
             let cell = format!("{nat:?} {family:?}");
-            first_packets_arrive(&world.client, world.host.at(family, DIALLED), flush, &cell);
+            first_packets_arrive(&world.client, &world.host, family, &cell);
         }
     }
 }
@@ -87,16 +70,17 @@ fn forget_neighbours(ns: &Netns) {
 }
 
 #[track_caller]
-fn first_packets_arrive(client: &Node, remote: SocketAddr, flush: impl Fn(), cell: &str) {
-    flush();
+fn first_packets_arrive(client: &Node, host: &Node, family: Family, cell: &str) {
+    let remote = host.at(family, DIALLED);
+    forget_neighbours(&host.ns);
     let start = Instant::now();
     let talk = client.tcp(remote).ending_with_reset().open();
     let took = start.elapsed();
     assert!(talk.is_ok() && took < AT_ONCE, "{cell}: {talk:?} {took:?}");
     drop(talk);
-    flush();
+    forget_neighbours(&host.ns);
     // It is sent once.
-    let reply = client.udp(Family::of(remote.ip())).ask(remote, b"first");
+    let reply = client.udp(family).ask(remote, b"first");
     assert!(reply.is_ok(), "{cell}: {reply:?}");
 }
 
@@ -104,7 +88,6 @@ fn first_packets_arrive(client: &Node, remote: SocketAddr, flush: impl Fn(), cel
 fn no_sysctl_of_a_host_that_forwards_nothing_is_changed() {
     for place in [Place::AnotherInterface, Place::Container] {
         let site = Site::new(place);
-        let _services = site.services();
         let ns = &site.host.ns;
         for sysctl in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
             assert_eq!(ns.read_sysctl(sysctl), "0");
@@ -170,6 +153,7 @@ struct Datagrams<'a> {
     at_target: Capture,
     // The two stacks have somewhere to put what arrives, and say nothing.
     _client: UdpClient,
+    _target: UdpServer,
 }
 
 impl<'a> Datagrams<'a> {
@@ -181,6 +165,11 @@ impl<'a> Datagrams<'a> {
             at_client: Capture::start(&world.client.ns, Keep::Everything),
             at_target: Capture::start(&world.behind().ns, Keep::Everything),
             _client: world.client.udp_from(family, CLIENT),
+            _target: world.behind().udp_server_with(
+                UdpListen::DualStack,
+                SERVICE,
+                UdpManner::Count,
+            ),
         }
     }
 
@@ -205,21 +194,28 @@ impl<'a> Datagrams<'a> {
     #[track_caller]
     fn send_there(&self, frame: &Frame) -> Packet {
         self.world.wire().send(frame);
-        let sent = Sent::of(frame);
+        let payload = payload_of(frame);
         self.at_target
             .wait_for("the datagram at the target", |packet| {
-                !packet.outgoing && packet.goes_to(self.target()) && sent.is(packet)
+                packet.goes_to(self.target()) && brings(packet, &payload)
             })
     }
 
     #[track_caller]
     fn send_back(&self, frame: &Frame) -> Packet {
         self.world.wire_behind().send(frame);
-        let sent = Sent::of(frame);
+        let payload = payload_of(frame);
         self.at_client
             .wait_for("the datagram at the client", |packet| {
-                !packet.outgoing && packet.comes_from(self.host()) && sent.is(packet)
+                packet.comes_from(self.host()) && brings(packet, &payload)
             })
+    }
+
+    /// How many with this payload have arrived at either end.
+    fn arrived(&self, payload: &[u8]) -> usize {
+        let captures = [&self.at_target, &self.at_client];
+        let arrived = captures.map(|capture| capture.packets(|packet| brings(packet, payload)));
+        arrived.iter().map(Vec::len).sum()
     }
 
     /// Opens the flow, and tells whom the target sees.
@@ -231,31 +227,19 @@ impl<'a> Datagrams<'a> {
 }
 
 /// What tells a datagram from others.
-struct Sent(Vec<u8>);
-
-impl Sent {
-    fn of(frame: &Frame) -> Self {
-        let bytes = frame.to_vec()[ETHERNET..].to_vec();
-        let payload = packet(bytes).view().expect("UDP").payload;
-        Self(payload)
-    }
-
-    fn is(&self, packet: &Packet) -> bool {
-        packet.view().is_some_and(|view| view.payload == self.0)
+fn payload_of(frame: &Frame) -> Vec<u8> {
+    let bytes = frame.to_vec();
+    let sliced = SlicedPacket::from_ethernet(&bytes).expect("a whole frame");
+    match sliced.transport {
+        Some(TransportSlice::Udp(datagram)) => datagram.payload().to_vec(),
+        other => panic!("no datagram: {other:?}"),
     }
 }
 
-/// Bytes of an Ethernet header.
-const ETHERNET: usize = 14;
-
-fn packet(bytes: Vec<u8>) -> Packet {
-    Packet {
-        device: String::new(),
-        outgoing: true,
-        partial: false,
-        protocol: 0,
-        bytes,
-    }
+/// Is it what arrives of the datagram with this payload?
+fn brings(packet: &Packet, payload: &[u8]) -> bool {
+    let view = packet.view();
+    !packet.outgoing && view.is_some_and(|view| view.payload == payload)
 }
 
 /// A header's bytes without hop limit, header checksum and addresses.
@@ -274,9 +258,7 @@ fn kept_of(family: Family, bytes: &[u8]) -> Vec<u8> {
 fn the_hop_limit_falls_by_one_and_the_rest_of_the_header_is_kept() {
     for nat in Nat::FORCED {
         let world = World::forwarder();
-        let target = world.behind();
-        let _silent = target.udp_server_with(UdpListen::DualStack, SERVICE, UdpManner::Count);
-        let portfwd = portfwd(&world, nat);
+        let portfwd = world.relay(nat);
         for family in Family::BOTH {
             let datagrams = Datagrams::new(&world, family);
             let peer = datagrams.peer();
@@ -323,9 +305,7 @@ fn the_hop_limit_falls_by_one_and_the_rest_of_the_header_is_kept() {
 fn a_packet_at_the_end_of_its_hop_limit_is_dropped() {
     for nat in Nat::FORCED {
         let world = World::forwarder();
-        let target = world.behind();
-        let _silent = target.udp_server_with(UdpListen::DualStack, SERVICE, UdpManner::Count);
-        let portfwd = portfwd(&world, nat);
+        let portfwd = world.relay(nat);
         for family in Family::BOTH {
             let datagrams = Datagrams::new(&world, family);
             let peer = datagrams.peer();
@@ -336,13 +316,8 @@ fn a_packet_at_the_end_of_its_hop_limit_is_dropped() {
             // The wires keep the order.
             datagrams.send_there(&datagrams.there(b"fresh"));
             datagrams.send_back(&datagrams.back(peer, b"fresh"));
-            for capture in [&datagrams.at_target, &datagrams.at_client] {
-                let tired = |packet: &Packet| {
-                    let view = packet.view();
-                    !packet.outgoing && view.is_some_and(|view| view.payload == b"tired")
-                };
-                assert_eq!(capture.packets(tired).len(), 0, "{nat:?} {family:?}");
-            }
+            let arrived = [b"tired", b"fresh"].map(|payload| datagrams.arrived(payload));
+            assert_eq!(arrived, [0, 2], "{nat:?} {family:?}");
         }
         assert_eq!(portfwd.stop().verdict("hop-limit"), 4, "{nat:?}");
     }
@@ -354,10 +329,8 @@ fn a_datagram_larger_than_the_way_out_is_dropped_and_counted() {
     for nat in Nat::FORCED {
         for narrow in ["eth1", "eth0"] {
             let world = World::forwarder();
-            let target = world.behind();
-            let _silent = target.udp_server_with(UdpListen::DualStack, SERVICE, UdpManner::Count);
             world.host.ns.ip(&format!("link set {narrow} mtu {MTU}"));
-            let portfwd = portfwd(&world, nat);
+            let portfwd = world.relay(nat);
             for family in Family::BOTH {
                 let datagrams = Datagrams::new(&world, family);
                 let peer = datagrams.peer();
@@ -370,13 +343,7 @@ fn a_datagram_larger_than_the_way_out_is_dropped_and_counted() {
                     world.wire_behind().send(&datagrams.back(peer, &larger));
                     datagrams.send_back(&datagrams.back(peer, &fits));
                 }
-                for capture in [&datagrams.at_target, &datagrams.at_client] {
-                    let arrived = |packet: &Packet| {
-                        let view = packet.view();
-                        !packet.outgoing && view.is_some_and(|view| view.payload == larger)
-                    };
-                    assert_eq!(capture.packets(arrived).len(), 0, "{nat:?} {family:?}");
-                }
+                assert_eq!(datagrams.arrived(&larger), 0, "{nat:?} {family:?}");
             }
             assert_eq!(portfwd.stop().verdict("too-large"), 2, "{nat:?} {narrow}");
         }
@@ -388,8 +355,7 @@ fn a_datagram_larger_than_the_way_out_is_dropped_and_counted() {
 fn ends_that_never_learn(world: &World) {
     for node in [&world.client, world.behind()] {
         node.ns.sysctl("net.ipv4.ip_no_pmtu_disc", 1);
-        node.ns
-            .sh("ethtool -K eth0 tso off gso off gro off >/dev/null");
+        node.without_offloads();
     }
 }
 
@@ -404,7 +370,7 @@ fn bulk_crosses_a_narrow_link_that_the_ends_do_not_know() {
             ends_that_never_learn(&world);
             world.host.ns.ip(&format!("link set {narrow} mtu {PPPOE}"));
             let _service = world.behind().tcp_server(Listen::DualStack, SERVICE);
-            let portfwd = portfwd(&world, nat);
+            let portfwd = world.relay(nat);
             for family in Family::BOTH {
                 let case = format!("{nat:?} {family:?}, {narrow} is narrow");
                 let talk = world.client.tcp(world.host.at(family, DIALLED)).open();
@@ -425,7 +391,7 @@ fn the_segment_size_of_both_ends_is_cut_to_the_narrow_link_and_never_raised() {
             let world = World::forwarder();
             world.host.ns.ip(&format!("link set {narrow} mtu {PPPOE}"));
             let _service = world.behind().tcp_server(Listen::DualStack, SERVICE);
-            let _portfwd = portfwd(&world, nat);
+            let _portfwd = world.relay(nat);
             for family in Family::BOTH {
                 let case = format!("{nat:?} {family:?}, {narrow} is narrow");
                 let largest = if family == Family::V4 {
@@ -500,27 +466,20 @@ fn segment_size(packet: &Packet) -> Option<u16> {
 }
 
 /// Networks of the devices without an Ethernet header.
-const TUN_CLIENT: u8 = 9;
-const TUN_TARGET: u8 = 8;
-
-fn tun_address(family: Family, number: u8, end: u8) -> IpAddr {
-    let text = match family {
-        Family::V4 => format!("10.{number}.0.{end}"),
-        Family::V6 => format!("fd00:{number}::{end}"),
-    };
-    text.parse().expect("an address")
-}
+const TUN_CLIENT: Network = Network {
+    v4: [10, 9, 0],
+    v6: 9,
+};
+const TUN_TARGET: Network = Network {
+    v4: [10, 8, 0],
+    v6: 8,
+};
 
 #[track_caller]
-fn tun(host: &Netns, other: &Netns, device: &str, number: u8) -> TunCable {
+fn tun(host: &Netns, other: &Netns, device: &str, network: &Network) -> TunCable {
     let cable = TunCable::join(host, other, device);
-    for (ns, end) in [(host, 1), (other, 2)] {
-        ns.ip(&format!(
-            "address add {}/24 dev {device}\naddress add {}/64 dev {device} nodad",
-            tun_address(Family::V4, number, end),
-            tun_address(Family::V6, number, end),
-        ));
-    }
+    network.assign(host, device, 1);
+    network.assign(other, device, 2);
     cable
 }
 
@@ -530,12 +489,12 @@ fn a_device_without_an_ethernet_header_leads_to_the_target_or_to_the_client() {
         let world = World::forwarder();
         let (client, target) = (&world.client.ns, &world.behind().ns);
         let _cables = [
-            tun(&world.host.ns, client, "tun0", TUN_CLIENT),
-            tun(&world.host.ns, target, "tun1", TUN_TARGET),
+            tun(&world.host.ns, client, "tun0", &TUN_CLIENT),
+            tun(&world.host.ns, target, "tun1", &TUN_TARGET),
         ];
         // What is asked over the tun device is answered over it.
         for (option, family) in [("-4", Family::V4), ("-6", Family::V6)] {
-            let own = tun_address(family, TUN_TARGET, 2);
+            let own = TUN_TARGET.address(family, 2);
             target.sh(&format!(
                 "ip {option} rule add from {own} lookup 100
                  ip {option} route add default dev tun1 table 100"
@@ -543,7 +502,7 @@ fn a_device_without_an_ethernet_header_leads_to_the_target_or_to_the_client() {
         }
         let _tcp = world.behind().tcp_server(Listen::DualStack, SERVICE);
         let targets = Family::BOTH.map(|family| {
-            let over_tun = tun_address(family, TUN_TARGET, 2);
+            let over_tun = TUN_TARGET.address(family, 2);
             [over_tun, world.behind().address(family)]
         });
         // One for every address would answer from any of them.
@@ -556,24 +515,20 @@ fn a_device_without_an_ethernet_header_leads_to_the_target_or_to_the_client() {
                     .udp_server(UdpListen::Address(*address), SERVICE)
             })
             .collect();
-        let rules = Family::BOTH.map(|family| {
-            let over_tun = SocketAddr::new(tun_address(family, TUN_TARGET, 2), SERVICE);
+        let rules = rules(|family| {
+            let over_tun = SocketAddr::new(TUN_TARGET.address(family, 2), SERVICE);
             let over_ethernet = world.behind().at(family, SERVICE);
             format!("8080:{over_ethernet}/tcp+udp 8081:{over_tun}/tcp+udp")
         });
-        let rules = rules.join(" ");
-        let portfwd = world
-            .host
-            .portfwd(&format!("--no-local --nat {} {rules}", nat.word()));
+        let portfwd = world.host.relay(nat, &rules);
         for family in Family::BOTH {
-            let over_tun = tun_address(family, TUN_CLIENT, 1);
             for (address, own) in [
-                (over_tun, tun_address(family, TUN_CLIENT, 2)),
+                (TUN_CLIENT.address(family, 1), TUN_CLIENT.address(family, 2)),
                 (world.host.address(family), world.client.address(family)),
             ] {
                 for (port, masquerade) in [
                     (8080, world.inside_address(family)),
-                    (8081, tun_address(family, TUN_TARGET, 1)),
+                    (8081, TUN_TARGET.address(family, 1)),
                 ] {
                     let remote = SocketAddr::new(address, port);
                     let case = format!("{nat:?} {remote}");

@@ -1,24 +1,23 @@
-//! One packet in, one verdict, one packet out, for targets on other hosts: the
-//! programs as the kernel runs them, without a wire. That a packet is sent is
-//! the program's answer here; where it goes is shown on the wire.
-//!
-//! Out of reach here: segments of a GSO packet that do not fit, since a packet
-//! of a run has no transport header that the kernel knows (EINVAL from 6.17
-//! on).
+//! One packet at a time, without a wire: what is sent on to a target on another
+//! host, and what is returned from there. That a packet is sent is the program's
+//! answer here; where it goes is shown on the wire.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use portfwd::plan::TcpMechanism;
 use portfwd_common::{RuleCounters, TargetEntry, Verdict};
 use portfwd_tests::{
     Family, Frame, Lab,
-    lab::{Bytes as _, ETHERNET, MECHANISMS, client_at, host_at, lan_at},
+    frame::{ETHERNET, balance, ip_header},
+    lab::{FROM, Hooks, MECHANISMS, Seen, bare_client, bare_frame, client_at, host_at, lan_at},
 };
 
-const FROM: u16 = 40_000;
 const RULES: &str = "80:10.0.0.5:8080/tcp+udp 80:[2001:db8:2::5]:8080/tcp+udp \
                      81:10.0.0.5:8080/tcp+udp 81:[2001:db8:2::5]:8080/tcp+udp";
+const FLAGS: [u16; 3] = [0, TargetEntry::PRESERVE, TargetEntry::PRESERVE_ACROSS];
 const ROOMY: u32 = 1500;
+/// The option of a SYN, to be filled in.
+const MSS: [u8; 4] = [2, 4, 0, 0];
 
 fn lab(flags: u16, mtu: u32) -> Lab {
     Lab::builder(TcpMechanism::Steer, RULES)
@@ -26,55 +25,60 @@ fn lab(flags: u16, mtu: u32) -> Lab {
         .open()
 }
 
-/// The slot of the rule for port 80.
-const fn slot(family: Family) -> usize {
-    match family {
-        Family::V4 => 0,
-        Family::V6 => 1,
+/// A flow through this host: the client dials it, and the target sees a client
+/// that may be this host.
+#[derive(Clone, Copy)]
+struct Flow {
+    client: SocketAddr,
+    host: SocketAddr,
+    seen: SocketAddr,
+    target: SocketAddr,
+    slot: usize,
+}
+
+impl Flow {
+    /// By the rule for port 80, as a target with these flags sees it.
+    fn new(family: Family, flags: u16) -> Self {
+        let client = client_at(family, FROM);
+        Self {
+            client,
+            host: host_at(family, 80),
+            seen: match flags {
+                0 => lan_at(family, 1, FROM),
+                _ => client,
+            },
+            target: lan_at(family, 5, 8080),
+            slot: match family {
+                Family::V4 => 0,
+                Family::V6 => 1,
+            },
+        }
+    }
+
+    /// The same from another port of the client.
+    fn with_port(mut self, port: u16) -> Self {
+        self.client.set_port(port);
+        self.seen.set_port(port);
+        self
+    }
+
+    /// What the client sends is sent on to the target.
+    #[track_caller]
+    fn goes_on(&self, hooks: Hooks<'_>, make: impl Fn(SocketAddr, SocketAddr) -> Frame) -> Seen {
+        hooks.arrives(make(self.client, self.host)).becomes(
+            Verdict::Forwarded,
+            make(self.seen, self.target).one_hop_on(),
+        )
+    }
+
+    /// What the target answers is returned to the client.
+    #[track_caller]
+    fn returns(&self, hooks: Hooks<'_>, make: impl Fn(SocketAddr, SocketAddr) -> Frame) -> Seen {
+        hooks
+            .arrives(make(self.target, self.seen))
+            .becomes(Verdict::Returned, make(self.host, self.client).one_hop_on())
     }
 }
-
-const fn headers(family: Family) -> usize {
-    match family {
-        Family::V4 => 20,
-        Family::V6 => 40,
-    }
-}
-
-fn target(family: Family) -> SocketAddr {
-    lan_at(family, 5, 8080)
-}
-
-/// Who the target takes the client for.
-fn seen_as(family: Family, flags: u16) -> SocketAddr {
-    if flags == 0 {
-        lan_at(family, 1, FROM)
-    } else {
-        client_at(family, FROM)
-    }
-}
-
-fn datagram(from: SocketAddr, to: SocketAddr) -> Frame {
-    Frame::udp(from, to).payload(b"a question of odd length")
-}
-
-fn ack(from: SocketAddr, to: SocketAddr) -> Frame {
-    Frame::tcp(from, to)
-        .with_tcp(|header| {
-            header.ack = true;
-            header.acknowledgment_number = 100;
-        })
-        .payload(b"hello")
-}
-
-fn syn_ack(from: SocketAddr, to: SocketAddr) -> Frame {
-    Frame::syn(from, to).with_tcp(|header| {
-        header.ack = true;
-        header.sequence_number = 99;
-    })
-}
-
-const FLAGS: [u16; 3] = [0, TargetEntry::PRESERVE, TargetEntry::PRESERVE_ACROSS];
 
 #[test]
 fn a_datagram_is_sent_on_and_its_answer_returned() {
@@ -82,24 +86,15 @@ fn a_datagram_is_sent_on_and_its_answer_returned() {
         for flags in FLAGS {
             let mut lab = Lab::builder(tcp, RULES).across(flags, ROOMY).open();
             for family in Family::BOTH {
-                let (client, host) = (client_at(family, FROM), host_at(family, 80));
-                let (target, seen) = (target(family), seen_as(family, flags));
-                let slot = slot(family);
-                lab.arrives(datagram(client, host))
-                    .becomes(Verdict::Forwarded, datagram(seen, target).hop_limit(63))
-                    .opens(slot);
+                let flow = Flow::new(family, flags);
+                flow.goes_on(lab.eth0(), Frame::datagram).opens(flow.slot);
                 for _ in 0..2 {
-                    lab.lan()
-                        .arrives(datagram(target, seen))
-                        .becomes(Verdict::Returned, datagram(host, client).hop_limit(63))
-                        .counts_back_for(slot);
-                    lab.lan()
-                        .arrives_back(datagram(target, seen))
-                        .becomes(Verdict::Returned, datagram(host, client).hop_limit(63))
-                        .counts_back_for(slot);
-                    lab.arrives(datagram(client, host))
-                        .becomes(Verdict::Forwarded, datagram(seen, target).hop_limit(63))
-                        .counts_for(slot);
+                    flow.returns(lab.lan(), Frame::datagram)
+                        .counts_back_for(flow.slot);
+                    flow.returns(lab.lan().back(), Frame::datagram)
+                        .counts_back_for(flow.slot);
+                    flow.goes_on(lab.eth0(), Frame::datagram)
+                        .counts_for(flow.slot);
                 }
             }
         }
@@ -112,23 +107,14 @@ fn a_connection_is_sent_on_and_opens_with_the_handshakes_end() {
         for flags in FLAGS {
             let mut lab = Lab::builder(tcp, RULES).across(flags, ROOMY).open();
             for family in Family::BOTH {
-                let (client, host) = (client_at(family, FROM), host_at(family, 80));
-                let (target, seen) = (target(family), seen_as(family, flags));
-                let slot = slot(family);
-                lab.arrives(ack(client, host)).is(Verdict::Stray);
-                lab.arrives(Frame::syn(client, host))
-                    .becomes(Verdict::Forwarded, Frame::syn(seen, target).hop_limit(63))
-                    .counts_for(slot);
-                lab.lan()
-                    .arrives_back(syn_ack(target, seen))
-                    .becomes(Verdict::Returned, syn_ack(host, client).hop_limit(63))
-                    .counts_back_for(slot);
-                lab.arrives(ack(client, host))
-                    .becomes(Verdict::Forwarded, ack(seen, target).hop_limit(63))
-                    .opens(slot);
-                lab.arrives(ack(client, host))
-                    .becomes(Verdict::Forwarded, ack(seen, target).hop_limit(63))
-                    .counts_for(slot);
+                let flow = Flow::new(family, flags);
+                lab.arrives(Frame::ack(flow.client, flow.host))
+                    .is(Verdict::Stray);
+                flow.goes_on(lab.eth0(), Frame::syn).counts_for(flow.slot);
+                flow.returns(lab.lan().back(), Frame::syn_ack)
+                    .counts_back_for(flow.slot);
+                flow.goes_on(lab.eth0(), Frame::ack).opens(flow.slot);
+                flow.goes_on(lab.eth0(), Frame::ack).counts_for(flow.slot);
             }
         }
     }
@@ -144,15 +130,13 @@ fn a_client_on_the_targets_interface_and_the_target_itself_are_masqueraded() {
             (0, 5, false),
         ] {
             let mut lab = lab(flags, ROOMY);
-            let (client, host) = (lan_at(family, number, FROM), host_at(family, 80));
-            let seen = lan_at(family, if kept { number } else { 1 }, FROM);
-            let target = target(family);
-            lab.lan()
-                .arrives(datagram(client, host))
-                .becomes(Verdict::Forwarded, datagram(seen, target).hop_limit(63));
-            lab.lan()
-                .arrives(datagram(target, seen))
-                .becomes(Verdict::Returned, datagram(host, client).hop_limit(63));
+            let flow = Flow {
+                client: lan_at(family, number, FROM),
+                seen: lan_at(family, if kept { number } else { 1 }, FROM),
+                ..Flow::new(family, flags)
+            };
+            flow.goes_on(lab.lan(), Frame::datagram);
+            flow.returns(lab.lan(), Frame::datagram);
         }
     }
 }
@@ -161,28 +145,21 @@ fn a_client_on_the_targets_interface_and_the_target_itself_are_masqueraded() {
 fn hops_run_out_there_and_back() {
     let mut lab = lab(0, ROOMY);
     for family in Family::BOTH {
-        let (client, host) = (client_at(family, FROM), host_at(family, 80));
-        let (target, seen) = (target(family), seen_as(family, 0));
+        let flow = Flow::new(family, 0);
         for left in [0, 1] {
-            lab.arrives(datagram(client, host).hop_limit(left))
-                .is(Verdict::HopLimit);
-            lab.arrives(Frame::syn(client, host).hop_limit(left))
-                .is(Verdict::HopLimit);
+            for make in [Frame::datagram, Frame::syn] {
+                lab.arrives(make(flow.client, flow.host).hop_limit(left))
+                    .is(Verdict::HopLimit);
+            }
         }
         for left in [2, 3, 17, 128, 255] {
-            lab.arrives(datagram(client, host).hop_limit(left)).becomes(
-                Verdict::Forwarded,
-                datagram(seen, target).hop_limit(left - 1),
-            );
-            lab.lan()
-                .arrives_back(datagram(target, seen).hop_limit(left))
-                .becomes(
-                    Verdict::Returned,
-                    datagram(host, client).hop_limit(left - 1),
-                );
+            let datagram = |from, to| Frame::datagram(from, to).hop_limit(left);
+            flow.goes_on(lab.eth0(), datagram);
+            flow.returns(lab.lan().back(), datagram);
         }
         lab.lan()
-            .arrives_back(datagram(target, seen).hop_limit(1))
+            .back()
+            .arrives(Frame::datagram(flow.target, flow.seen).hop_limit(1))
             .is(Verdict::HopLimit);
     }
 }
@@ -191,21 +168,20 @@ fn hops_run_out_there_and_back() {
 fn what_is_too_large_for_the_device_is_dropped() {
     let mut lab = lab(0, 1400);
     for family in Family::BOTH {
-        let (client, host) = (client_at(family, FROM), host_at(family, 80));
-        let (target, seen) = (target(family), seen_as(family, 0));
-        let sized = |from, to, size: usize| {
-            Frame::udp(from, to).payload(&vec![7; size - headers(family) - 8])
+        let flow = Flow::new(family, 0);
+        let sized = |size: usize| {
+            let payload = vec![7; size - ip_header(family) - 8];
+            move |from, to| Frame::udp(from, to).payload(&payload)
         };
-        lab.arrives(sized(client, host, 1401)).is(Verdict::TooLarge);
-        lab.arrives(sized(client, host, 1400))
-            .becomes(Verdict::Forwarded, sized(seen, target, 1400).hop_limit(63));
-        lab.arrives(sized(client, host, 1401)).is(Verdict::TooLarge);
+        let too_large = sized(1401)(flow.client, flow.host);
+        lab.arrives(&too_large).is(Verdict::TooLarge);
+        flow.goes_on(lab.eth0(), sized(1400));
+        lab.arrives(&too_large).is(Verdict::TooLarge);
         // The way back is wider.
+        flow.returns(lab.lan().back(), sized(1500));
         lab.lan()
-            .arrives_back(sized(target, seen, 1500))
-            .becomes(Verdict::Returned, sized(host, client, 1500).hop_limit(63));
-        lab.lan()
-            .arrives_back(sized(target, seen, 1501))
+            .back()
+            .arrives(sized(1501)(flow.target, flow.seen))
             .is(Verdict::TooLarge);
     }
 }
@@ -214,24 +190,18 @@ fn what_is_too_large_for_the_device_is_dropped() {
 fn a_packet_larger_than_the_device_goes_on_where_its_segments_fit() {
     let mut lab = lab(0, 1400);
     for family in Family::BOTH {
-        let (client, host) = (client_at(family, FROM), host_at(family, 80));
-        let (target, seen) = (target(family), seen_as(family, 0));
-        lab.arrives(Frame::syn(client, host))
-            .becomes(Verdict::Forwarded, Frame::syn(seen, target).hop_limit(63));
-        let segment = |from, to| ack(from, to).payload(&[7; 3000]);
-        let head = headers(family) as u64 + 20;
-        lab.eth0()
-            .segmented(1000)
-            .arrives(segment(client, host))
-            .becomes(Verdict::Forwarded, segment(seen, target).hop_limit(63))
-            .counted(
-                slot(family),
-                RuleCounters {
-                    packets: 3,
-                    bytes: 3 * head + 3000,
-                    ..RuleCounters::default()
-                },
-            );
+        let flow = Flow::new(family, 0);
+        flow.goes_on(lab.eth0(), Frame::syn);
+        let large = |from, to| Frame::ack(from, to).payload(&[7; 3000]);
+        let headers = ip_header(family) as u64 + 20;
+        flow.goes_on(lab.eth0().segmented(1000), large).counted(
+            flow.slot,
+            RuleCounters {
+                packets: 3,
+                bytes: 3 * headers + 3000,
+                ..RuleCounters::default()
+            },
+        );
     }
 }
 
@@ -240,48 +210,44 @@ fn a_device_that_is_gone_is_no_way() {
     let mut lab = lab(0, ROOMY);
     lab.ns.ip("link del lan0");
     for family in Family::BOTH {
-        let (client, host) = (client_at(family, FROM), host_at(family, 80));
-        lab.arrives(datagram(client, host)).is(Verdict::NoRoute);
-        lab.arrives(Frame::syn(client, host)).is(Verdict::NoRoute);
+        let flow = Flow::new(family, 0);
+        for make in [Frame::datagram, Frame::syn] {
+            lab.arrives(make(flow.client, flow.host))
+                .is(Verdict::NoRoute);
+        }
     }
 }
 
-/// A SYN with options before and behind a clamp to 1300 bytes of an IPv4
-/// segment.
+/// A SYN with these options is clamped to 1300 bytes of an IPv4 segment.
 #[track_caller]
-fn clamps(lab: &mut Lab, mss: u16, before: &[u8], behind: &[u8]) {
+fn clamps(lab: &mut Lab, mss: u16, options: &[u8]) {
     for family in Family::BOTH {
-        let port = FROM + mss % 1000 + before.len() as u16 * 100;
-        let (client, host) = (client_at(family, port), host_at(family, 80));
-        let (target, seen) = (target(family), lan_at(family, 1, port));
+        let port = FROM + mss % 1000 + options.len() as u16 * 100;
+        let flow = Flow::new(family, 0).with_port(port);
         // What a header of IPv6 takes more than one of IPv4.
-        let limit = 1300 - (headers(family) as u16 - 20);
-        let filled = |options: &[u8], value: u16| {
+        let limit = 1300 - (ip_header(family) as u16 - 20);
+        let sized = |frame: Frame, mss: u16| {
             let mut options = options.to_vec();
-            let at = options.windows(4).position(|four| four == [2, 4, 0, 0]);
+            let at = options.windows(4).position(|four| four == MSS);
             if let Some(at) = at {
-                options[at + 2..at + 4].copy_from_slice(&value.to_be_bytes());
+                options[at + 2..at + 4].copy_from_slice(&mss.to_be_bytes());
             }
-            options
-        };
-        let make = |frame: Frame, options: &[u8], value| {
             frame.with_tcp(|header| {
-                header
-                    .set_options_raw(&filled(options, value))
-                    .expect("40 bytes at most");
+                header.set_options_raw(&options).expect("40 bytes at most");
             })
         };
         let low = mss.min(limit);
-        let seen_syn = lab.arrives(make(Frame::syn(client, host), before, mss));
-        seen_syn.becomes(
-            Verdict::Forwarded,
-            make(Frame::syn(seen, target), behind, low).hop_limit(63),
-        );
+        lab.arrives(sized(Frame::syn(flow.client, flow.host), mss))
+            .becomes(
+                Verdict::Forwarded,
+                sized(Frame::syn(flow.seen, flow.target), low).one_hop_on(),
+            );
         lab.lan()
-            .arrives_back(make(syn_ack(target, seen), before, mss))
+            .back()
+            .arrives(sized(Frame::syn_ack(flow.target, flow.seen), mss))
             .becomes(
                 Verdict::Returned,
-                make(syn_ack(host, client), behind, low).hop_limit(63),
+                sized(Frame::syn_ack(flow.host, flow.client), low).one_hop_on(),
             );
     }
 }
@@ -290,9 +256,8 @@ fn clamps(lab: &mut Lab, mss: u16, before: &[u8], behind: &[u8]) {
 fn the_mss_of_a_syn_is_lowered_to_what_the_way_takes() {
     // Behind a PPPoE line, say.
     let mut lab = lab(0, 1340);
-    const MSS: [u8; 4] = [2, 4, 0, 0];
     for mss in [0, 536, 1279, 1280, 1281, 1300, 1301, 1460, 8960, u16::MAX] {
-        clamps(&mut lab, mss, &MSS, &MSS);
+        clamps(&mut lab, mss, &MSS);
     }
     for before in [
         &[1][..],
@@ -304,11 +269,10 @@ fn the_mss_of_a_syn_is_lowered_to_what_the_way_takes() {
         &[1; 35],
         &[1; 36],
     ] {
-        let options = [before, &MSS].concat();
-        clamps(&mut lab, 1460, &options, &options);
+        clamps(&mut lab, 1460, &[before, &MSS].concat());
     }
     let linux = [2, 4, 0, 0, 4, 2, 8, 10, 1, 2, 3, 4, 0, 0, 0, 0, 1, 3, 3, 7];
-    clamps(&mut lab, 1460, &linux, &linux);
+    clamps(&mut lab, 1460, &linux);
     // Without one, and malformed.
     for options in [
         &[][..],
@@ -320,7 +284,7 @@ fn the_mss_of_a_syn_is_lowered_to_what_the_way_takes() {
         &[8, 40, 2, 4, 0xff, 0xff, 1, 1],
         &[3, 255, 2, 4, 0xff, 0xff, 1, 1],
     ] {
-        clamps(&mut lab, 1460, options, options);
+        clamps(&mut lab, 1460, options);
     }
 }
 
@@ -328,65 +292,42 @@ fn the_mss_of_a_syn_is_lowered_to_what_the_way_takes() {
 fn only_what_opens_a_connection_is_clamped() {
     let mut lab = lab(0, 1340);
     for family in Family::BOTH {
-        let (client, host) = (client_at(family, FROM), host_at(family, 80));
-        let (target, seen) = (target(family), seen_as(family, 0));
+        let flow = Flow::new(family, 0);
         let data = |from, to| {
-            ack(from, to).with_tcp(|header| {
+            Frame::ack(from, to).with_tcp(|header| {
                 header
                     .set_options_raw(&[2, 4, 0xff, 0xff])
                     .expect("four bytes");
             })
         };
-        lab.arrives(Frame::syn(client, host))
-            .becomes(Verdict::Forwarded, Frame::syn(seen, target).hop_limit(63));
-        lab.arrives(data(client, host))
-            .becomes(Verdict::Forwarded, data(seen, target).hop_limit(63));
-        lab.lan()
-            .arrives_back(data(target, seen))
-            .becomes(Verdict::Returned, data(host, client).hop_limit(63));
+        flow.goes_on(lab.eth0(), Frame::syn);
+        flow.goes_on(lab.eth0(), data);
+        flow.returns(lab.lan().back(), data);
     }
 }
 
 #[test]
 fn no_checksum_stays_none_and_zero_becomes_all_ones() {
-    let at = ETHERNET + 26;
     let mut lab = lab(0, ROOMY);
-    let none = |frame: Frame| {
-        let mut bytes = frame.to_vec();
-        bytes[at..at + 2].fill(0);
-        bytes
-    };
-    let family = Family::V4;
-    let (client, host) = (client_at(family, FROM), host_at(family, 80));
-    let (target, seen) = (target(family), seen_as(family, 0));
-    lab.arrives(none(datagram(client, host))).becomes(
-        Verdict::Forwarded,
-        none(datagram(seen, target).hop_limit(63)),
-    );
-    lab.lan()
-        .arrives_back(none(datagram(target, seen)))
-        .becomes(
-            Verdict::Returned,
-            none(datagram(host, client).hop_limit(63)),
-        );
+    let flow = Flow::new(Family::V4, 0);
+    let unsummed = |from, to| Frame::datagram(from, to).unsummed();
+    flow.goes_on(lab.eth0(), unsummed);
+    flow.returns(lab.lan().back(), unsummed);
     for family in Family::BOTH {
-        let at = ETHERNET + headers(family) + 6;
-        let (client, host) = (client_at(family, FROM), host_at(family, 80));
-        let (target, seen) = (lan_at(family, 5, 8080), seen_as(family, 0));
-        let balance = |from, to| {
-            let bare = Frame::udp(from, to).payload(&[0, 0]).to_vec();
-            [bare[at], bare[at + 1]]
-        };
-        for pad in [balance(client, host), balance(seen, target)] {
-            let frame = |from, to| Frame::udp(from, to).payload(&pad);
-            lab.arrives(frame(client, host))
-                .becomes(Verdict::Forwarded, frame(seen, target).hop_limit(63));
+        let flow = Flow::new(family, 0);
+        for pad in [
+            balance(flow.client, flow.host),
+            balance(flow.seen, flow.target),
+        ] {
+            let padded = |from, to| Frame::udp(from, to).payload(&pad);
+            flow.goes_on(lab.eth0(), padded);
         }
-        for pad in [balance(target, seen), balance(host, client)] {
-            let frame = |from, to| Frame::udp(from, to).payload(&pad);
-            lab.lan()
-                .arrives_back(frame(target, seen))
-                .becomes(Verdict::Returned, frame(host, client).hop_limit(63));
+        for pad in [
+            balance(flow.target, flow.seen),
+            balance(flow.host, flow.client),
+        ] {
+            let padded = |from, to| Frame::udp(from, to).payload(&pad);
+            flow.returns(lab.lan().back(), padded);
         }
     }
 }
@@ -395,25 +336,24 @@ fn no_checksum_stays_none_and_zero_becomes_all_ones() {
 fn what_is_not_the_rules_passes() {
     let mut lab = lab(0, ROOMY);
     for family in Family::BOTH {
-        let (client, host) = (client_at(family, FROM), host_at(family, 80));
-        let target = target(family);
+        let flow = Flow::new(family, 0);
         lab.lo()
-            .arrives(datagram(host_at(family, FROM), host))
+            .arrives(Frame::datagram(host_at(family, FROM), flow.host))
             .is(Verdict::Unhooked);
-        lab.arrives(datagram(client, lan_at(family, 6, 80)))
-            .is(Verdict::NotLocal);
-        lab.arrives(datagram(client, lan_at(family, 6, 8080)))
-            .is(Verdict::NoRule);
-        lab.arrives(datagram(client, target)).is(Verdict::Direct);
-        lab.lan()
-            .arrives_back(datagram(client, host))
-            .is(Verdict::NoRule);
-        lab.lan()
-            .arrives_back(datagram(target, lan_at(family, 1, FROM)))
-            .is(Verdict::NoRule);
-        lab.lan()
-            .arrives_back(syn_ack(target, lan_at(family, 1, FROM)))
-            .is(Verdict::NoRule);
+        for (to, verdict) in [
+            (lan_at(family, 6, 80), Verdict::NotLocal),
+            (lan_at(family, 6, 8080), Verdict::NoRule),
+            (flow.target, Verdict::Direct),
+        ] {
+            lab.arrives(Frame::datagram(flow.client, to)).is(verdict);
+        }
+        for frame in [
+            Frame::datagram(flow.client, flow.host),
+            Frame::datagram(flow.target, flow.seen),
+            Frame::syn_ack(flow.target, flow.seen),
+        ] {
+            lab.lan().back().arrives(frame).is(Verdict::NoRule);
+        }
     }
 }
 
@@ -421,46 +361,32 @@ fn what_is_not_the_rules_passes() {
 fn what_is_sent_on_makes_no_foreign_flow_as_it_leaves() {
     let mut lab = lab(0, ROOMY);
     for family in Family::BOTH {
-        let (client, host) = (client_at(family, 80), host_at(family, 80));
-        let (target, seen) = (target(family), lan_at(family, 1, 80));
-        lab.arrives(datagram(client, host))
-            .becomes(Verdict::Forwarded, datagram(seen, target).hop_limit(63));
+        let flow = Flow::new(family, 0).with_port(80);
+        flow.goes_on(lab.eth0(), Frame::datagram);
         lab.lan()
             .forwarded()
-            .leaves(datagram(seen, target))
+            .leaves(Frame::datagram(flow.seen, flow.target))
             .is(Verdict::Passing);
         lab.eth0()
             .forwarded()
-            .leaves(datagram(host, client))
+            .leaves(Frame::datagram(flow.host, flow.client))
             .is(Verdict::Passing);
-        lab.arrives(datagram(client, host))
-            .becomes(Verdict::Forwarded, datagram(seen, target).hop_limit(63));
+        flow.goes_on(lab.eth0(), Frame::datagram);
     }
-}
-
-/// The port of the source in a frame.
-fn source_port(frame: &[u8], family: Family) -> u16 {
-    let at = ETHERNET + headers(family);
-    u16::from_be_bytes([frame[at], frame[at + 1]])
 }
 
 #[test]
 fn a_connection_of_this_host_gives_way_to_a_flow_with_its_tuple() {
     let mut lab = lab(0, ROOMY);
     for family in Family::BOTH {
-        for make in [
-            datagram as fn(SocketAddr, SocketAddr) -> Frame,
-            Frame::syn as fn(SocketAddr, SocketAddr) -> Frame,
-        ] {
-            let (client, host) = (client_at(family, FROM), host_at(family, 80));
-            let (target, own) = (target(family), lan_at(family, 1, FROM));
+        for make in [Frame::datagram, Frame::syn] {
+            let flow = Flow::new(family, 0);
+            let (own, target) = (flow.seen, flow.target);
             lab.lan().leaves(make(own, target)).is(Verdict::NoRule);
-            lab.arrives(make(client, host))
-                .becomes(Verdict::Forwarded, make(own, target).hop_limit(63));
+            flow.goes_on(lab.eth0(), make);
             let seen = lab.lan().leaves(make(own, target));
-            let port = source_port(seen.frame(), family);
-            assert_ne!(port, FROM);
-            let moved = lan_at(family, 1, port);
+            let moved = lan_at(family, 1, seen.source_port());
+            assert_ne!(moved, own);
             seen.becomes(Verdict::Moved, make(moved, target))
                 .counts_for_none();
             lab.lan()
@@ -468,12 +394,11 @@ fn a_connection_of_this_host_gives_way_to_a_flow_with_its_tuple() {
                 .becomes(Verdict::Moved, make(moved, target))
                 .counts_for_none();
             lab.lan()
-                .arrives_back(make(target, moved))
+                .back()
+                .arrives(make(target, moved))
                 .becomes(Verdict::Restored, make(target, own))
                 .counts_for_none();
-            lab.lan()
-                .arrives_back(make(target, own))
-                .becomes(Verdict::Returned, make(host, client).hop_limit(63));
+            flow.returns(lab.lan().back(), make);
         }
     }
 }
@@ -481,19 +406,16 @@ fn a_connection_of_this_host_gives_way_to_a_flow_with_its_tuple() {
 #[test]
 fn a_port_of_a_socket_is_not_taken() {
     let mut lab = lab(0, ROOMY);
-    let _sockets = (lab.udp_service(FROM), lab.tcp_service(FROM));
+    let _sockets = lab.services(FROM);
     for family in Family::BOTH {
-        let (client, host) = (client_at(family, FROM), host_at(family, 80));
-        for make in [
-            datagram as fn(SocketAddr, SocketAddr) -> Frame,
-            Frame::syn as fn(SocketAddr, SocketAddr) -> Frame,
-        ] {
-            let seen = lab.arrives(make(client, host));
-            let port = source_port(seen.frame(), family);
+        let flow = Flow::new(family, 0);
+        for make in [Frame::datagram, Frame::syn] {
+            let seen = lab.arrives(make(flow.client, flow.host));
+            let port = seen.source_port();
             assert_ne!(port, FROM);
             assert!(port >= 1024 && !(32_768..=60_999).contains(&port), "{port}");
             let from = lan_at(family, 1, port);
-            seen.becomes(Verdict::Forwarded, make(from, target(family)).hop_limit(63));
+            seen.becomes(Verdict::Forwarded, make(from, flow.target).one_hop_on());
         }
     }
 }
@@ -503,27 +425,21 @@ fn a_second_flow_of_a_client_gets_another_port() {
     for flags in FLAGS {
         let mut lab = lab(flags, ROOMY);
         for family in Family::BOTH {
-            let client = client_at(family, FROM);
-            let first = seen_as(family, flags);
-            lab.arrives(datagram(client, host_at(family, 80))).becomes(
-                Verdict::Forwarded,
-                datagram(first, target(family)).hop_limit(63),
-            );
-            let seen = lab.arrives(datagram(client, host_at(family, 81)));
-            let port = source_port(seen.frame(), family);
-            assert_ne!(port, FROM);
-            let second = SocketAddr::new(first.ip(), port);
+            let first = Flow::new(family, flags);
+            first.goes_on(lab.eth0(), Frame::datagram);
+            let mut second = Flow {
+                host: host_at(family, 81),
+                ..first
+            };
+            let seen = lab.arrives(Frame::datagram(second.client, second.host));
+            second.seen.set_port(seen.source_port());
+            assert_ne!(second.seen, first.seen);
             seen.becomes(
                 Verdict::Forwarded,
-                datagram(second, target(family)).hop_limit(63),
+                Frame::datagram(second.seen, second.target).one_hop_on(),
             );
-            for (from, dialled) in [(first, 80), (second, 81)] {
-                lab.lan()
-                    .arrives_back(datagram(target(family), from))
-                    .becomes(
-                        Verdict::Returned,
-                        datagram(host_at(family, dialled), client).hop_limit(63),
-                    );
+            for flow in [first, second] {
+                flow.returns(lab.lan().back(), Frame::datagram);
             }
         }
     }
@@ -533,64 +449,25 @@ fn a_second_flow_of_a_client_gets_another_port() {
 fn a_reset_before_the_answer_and_an_early_end_hinder_no_proof() {
     let mut lab = lab(0, ROOMY);
     for family in Family::BOTH {
-        let (client, host) = (client_at(family, FROM), host_at(family, 80));
-        let (target, seen) = (target(family), seen_as(family, 0));
+        let flow = Flow::new(family, 0);
         let reset = |from, to| Frame::tcp(from, to).with_tcp(|header| header.rst = true);
-        lab.arrives(Frame::syn(client, host))
-            .becomes(Verdict::Forwarded, Frame::syn(seen, target).hop_limit(63));
-        lab.lan()
-            .arrives_back(reset(target, seen))
-            .becomes(Verdict::Returned, reset(host, client).hop_limit(63));
-        lab.lan()
-            .arrives_back(syn_ack(target, seen))
-            .becomes(Verdict::Returned, syn_ack(host, client).hop_limit(63));
-        lab.arrives(ack(client, host))
-            .becomes(Verdict::Forwarded, ack(seen, target).hop_limit(63))
-            .opens(slot(family));
+        flow.goes_on(lab.eth0(), Frame::syn);
+        flow.returns(lab.lan().back(), reset);
+        flow.returns(lab.lan().back(), Frame::syn_ack);
+        flow.goes_on(lab.eth0(), Frame::ack).opens(flow.slot);
     }
-}
-
-/// As in `trial.rs`: a run takes these bytes for an Ethernet header.
-fn bare_client(family: Family) -> SocketAddr {
-    let addr: IpAddr = match family {
-        Family::V4 => Ipv4Addr::new(8, 0, 2, 2).into(),
-        Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0x86dd, 0, 0, 0, 0, 2).into(),
-    };
-    SocketAddr::new(addr, FROM)
-}
-
-/// The frame as a device without a link-layer header would carry it.
-fn bare_frame(frame: &Frame, family: Family) -> Vec<u8> {
-    let mut bytes = frame.bytes();
-    if family == Family::V4 {
-        bytes.splice(ETHERNET + 20..ETHERNET + 20, [1; 4]);
-        bytes[ETHERNET] = 0x46;
-        let length = (bytes.len() - ETHERNET) as u16;
-        bytes[ETHERNET + 2..ETHERNET + 4].copy_from_slice(&length.to_be_bytes());
-        bytes[ETHERNET + 10..ETHERNET + 12].fill(0);
-        let sum = portfwd_tests::checksum::sum(&bytes[ETHERNET..ETHERNET + 24]);
-        let sum = !portfwd_tests::checksum::fold(sum);
-        bytes[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&sum.to_be_bytes());
-    }
-    bytes
 }
 
 #[test]
 fn what_comes_without_a_link_layer_header_is_sent_on_with_one() {
     let mut lab = lab(0, ROOMY);
     for family in Family::BOTH {
-        let (client, host) = (bare_client(family), host_at(family, 80));
-        let (target, seen) = (target(family), seen_as(family, 0));
-        for make in [
-            datagram as fn(SocketAddr, SocketAddr) -> Frame,
-            Frame::syn as fn(SocketAddr, SocketAddr) -> Frame,
-        ] {
-            lab.bare()
-                .arrives(bare_frame(&make(client, host), family))
-                .becomes(
-                    Verdict::Forwarded,
-                    bare_frame(&make(seen, target).hop_limit(63), family),
-                );
+        let flow = Flow {
+            client: bare_client(family),
+            ..Flow::new(family, 0)
+        };
+        for make in [Frame::datagram, Frame::syn] {
+            flow.goes_on(lab.bare(), |from, to| bare_frame(make(from, to)));
         }
     }
 }
@@ -599,13 +476,16 @@ fn what_comes_without_a_link_layer_header_is_sent_on_with_one() {
 fn the_header_that_is_put_before_it_is_not_counted() {
     let mut lab = lab(0, ROOMY);
     for family in Family::BOTH {
-        let (client, host) = (bare_client(family), host_at(family, 80));
-        let frame = Frame::udp(client, host).payload(&[7; 2000]);
-        let frame = bare_frame(&frame, family);
+        let flow = Flow {
+            client: bare_client(family),
+            ..Flow::new(family, 0)
+        };
+        let frame = Frame::udp(flow.client, flow.host).payload(&[7; 2000]);
+        let frame = bare_frame(frame).to_vec();
         let headers = (frame.len() - ETHERNET - 2000) as u64;
         // The payload is a whole number of segments.
         lab.bare().segmented(1000).arrives(frame).counted(
-            slot(family),
+            flow.slot,
             RuleCounters {
                 packets: 2,
                 bytes: 2 * headers + 2000,

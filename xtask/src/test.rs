@@ -28,7 +28,7 @@ const LONG: Duration = Duration::from_secs(120 * 60);
 /// What `cargo xtask test` takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A test file, or a part of the names of tests
+    /// A test file, the first word of several, or a part of the names of tests
     name: Option<String>,
     /// Also what takes minutes
     #[arg(long)]
@@ -124,7 +124,7 @@ impl Run<'_> {
 
     /// The filter for the executable, or `None` where none of its tests is meant.
     fn filter(&self, built: &Executable) -> Result<Option<Option<&str>>> {
-        let filter = self.name.filter(|name| *name != built.target);
+        let filter = self.name.filter(|name| !built.is_called(name));
         let mut list = Command::new(&built.file);
         list.args(["--list", "--format", "terse"])
             .args(filter)
@@ -172,6 +172,13 @@ impl Run<'_> {
 }
 
 impl Executable {
+    /// Is it this one, or `udp_load` for `udp`?
+    fn is_called(&self, name: &str) -> bool {
+        let rest = self.target.strip_prefix(name);
+        let in_family = |rest: &str| self.kind == "test" && rest.starts_with('_');
+        rest.is_some_and(|rest| rest.is_empty() || in_family(rest))
+    }
+
     fn label(&self) -> String {
         match self.kind.as_str() {
             "test" => format!("{}/{}", self.package, self.target),
@@ -214,4 +221,31 @@ fn stop(child: &mut Child) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn executable(kind: &str, target: &str) -> Executable {
+        Executable {
+            package: "package".into(),
+            target: target.into(),
+            kind: kind.into(),
+            folder: Path::new("folder").into(),
+            file: Path::new("file").into(),
+        }
+    }
+
+    #[test]
+    fn a_test_file_is_called_by_its_name_or_its_first_word() {
+        let file = executable("test", "udp_load");
+        assert!(file.is_called("udp_load"));
+        assert!(file.is_called("udp"));
+        assert!(!file.is_called("ud"));
+        assert!(!file.is_called("load"));
+        let library = executable("lib", "portfwd_common");
+        assert!(library.is_called("portfwd_common"));
+        assert!(!library.is_called("portfwd"));
+    }
 }
