@@ -1,57 +1,20 @@
 //! Builds the BPF object, which the library embeds.
 
+#[path = "build/object.rs"]
+mod object;
 #[path = "build/toolchain.rs"]
 #[allow(dead_code, reason = "some of it is for xtask only")]
 mod toolchain;
 
-use std::{env, path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
-use anyhow::Context as _;
-use aya_build::{Package, Toolchain, build_ebpf};
+use aya_build::Package;
 
 fn main() -> ExitCode {
-    match build() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            for line in format!("{error:#}").lines() {
-                println!("cargo::error={line}");
-            }
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn build() -> anyhow::Result<()> {
-    let compiler = toolchain::compiler().map_err(|why| missing("BPF compiler", &why))?;
-    let linker = toolchain::linker().map_err(|why| {
-        missing(
-            "bpf-linker",
-            &format!("bpf-linker {}: {why}", toolchain::LINKER_VERSION),
-        )
-    })?;
-    println!("cargo::rerun-if-changed={}", linker.display());
-
-    let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
-    let mut environment = compiler.environment(&linker, &out)?;
-    // What the inner cargo says comes out as warnings: leave the real ones.
-    environment.push(("CARGO_TERM_QUIET", "true".into()));
-    for (name, value) in environment {
-        // SAFETY: the build script has a single thread until aya-build starts one below.
-        unsafe { env::set_var(name, value) };
-    }
-    let object = Package {
+    object::build_or_tell(Package {
         name: "portfwd-ebpf",
         root_dir: "../portfwd-ebpf",
         features: &["bpf"],
         ..Package::default()
-    };
-    build_ebpf([object], Toolchain::Custom(compiler.name()))
-}
-
-fn missing(what: &str, why: &str) -> anyhow::Error {
-    anyhow::anyhow!(
-        "there is no {what} for the programs that run in the kernel\n{why}\n\
-         run `cargo xtask setup`, which finds or installs it\n{}",
-        toolchain::BY_HAND
-    )
+    })
 }

@@ -1,6 +1,6 @@
 //! Flows: what is remembered of a translated connection.
 
-use crate::{Addr, map_type};
+use crate::{Addr, Mac, map_type};
 
 /// A flow entry's key: the tuple of a packet as it arrives at a hook.
 #[repr(C)]
@@ -45,33 +45,38 @@ pub struct Flow {
     pub sport: u16,
     /// Destination port after the rewrite.
     pub dport: u16,
+    /// The next hop's Ethernet address, learned where a packet of this entry
+    /// left by TC. It counts in its epoch only.
+    pub hop: Mac,
+    /// [`crate::Forwarder::epoch`] in which `hop` was learned; 0: it was not.
+    pub epoch: u8,
+    /// Zero.
+    pub reserved: u8,
     /// Rule slot, or [`Flow::NO_RULE`].
-    pub rule: u32,
-    /// The rule's generation when the flow began.
-    pub generation: u32,
+    pub rule: u16,
+    /// The rule's generation when the flow began, the low half.
+    pub generation: u16,
     /// Index of the target on another host that packets go to, or
     /// [`Flow::NO_TARGET`]: the stack has them next.
-    pub target: u32,
+    pub target: u16,
+    /// `Flow::*` bits.
+    pub flags: u16,
     /// Interface that replies of another host leave by: the one that leads to
     /// the client's network, else the one that its latest packet came in by.
     /// 0: the stack has them next.
     pub ifindex: u32,
-    /// Time of the last packet, seconds of `CLOCK_MONOTONIC`.
+    /// Time of the last packet, in seconds as [`crate::names::TICK`] counts them.
     pub seen: u32,
     /// TCP: the server's initial sequence number, once its SYN-ACK was seen.
     pub isn: u32,
-    /// `Flow::*` bits.
-    pub flags: u16,
-    /// Zero.
-    pub reserved: u16,
 }
 map_type!(Flow, 64);
 
 impl Flow {
     /// `rule` of a flow that no rule made: a direct flow to a target port.
-    pub const NO_RULE: u32 = u32::MAX;
+    pub const NO_RULE: u32 = u16::MAX as u32;
     /// `target` where the stack delivers or routes the packet itself.
-    pub const NO_TARGET: u32 = u32::MAX;
+    pub const NO_TARGET: u32 = u16::MAX as u32;
 
     /// This entry is of the direction from target to client.
     pub const REPLY: u16 = 1;
@@ -98,7 +103,7 @@ impl Flow {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Foreign {
-    /// Time of the last packet, seconds of `CLOCK_MONOTONIC`.
+    /// Time of the last packet, in seconds as [`crate::names::TICK`] counts them.
     pub seen: u32,
 }
 map_type!(Foreign, 4);

@@ -10,6 +10,7 @@
 
 pub mod addr;
 pub mod counter;
+pub mod device;
 pub mod flow;
 pub mod names;
 pub mod peer;
@@ -20,6 +21,7 @@ pub mod verdict;
 
 pub use addr::{Addr, Family};
 pub use counter::RuleCounters;
+pub use device::{Device, Mac};
 pub use flow::{Flow, FlowKey};
 pub use peer::{Peer, PeerKey};
 pub use port::{Bank, PortEntry, Proto};
@@ -29,7 +31,7 @@ pub use verdict::{Action, Verdict};
 
 /// Version of the map layout. Another number means that pins of one binary
 /// cannot be used by the other.
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
 /// Asserts a size at compile time and makes the type readable from user space.
 macro_rules! map_type {

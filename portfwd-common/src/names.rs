@@ -15,6 +15,9 @@ pub const TC_OUT: &str = "portfwd_out";
 /// TC egress, devices without a link-layer header.
 pub const TC_OUT_L3: &str = "portfwd_out_l3";
 
+/// XDP: forwards packets of known flows to other hosts.
+pub const XDP: &str = "portfwd_xdp";
+
 /// A program of this host connects a socket, over IPv4.
 pub const CONNECT4: &str = "pf_connect4";
 /// The same over IPv6, by mapped addresses too.
@@ -57,6 +60,10 @@ pub const NEXT_HOPS: &str = "NEXT_HOPS";
 pub const HOMES: &str = "HOMES";
 /// Hash of the interfaces on which `route_localnet` is ours.
 pub const GUARDED: &str = "GUARDED";
+/// Array of [`crate::Device`] by interface index.
+pub const DEVICES: &str = "DEVICES";
+/// Array of [`crate::device::Confirmed`].
+pub const CONFIRMED: &str = "CONFIRMED";
 /// One [`crate::Forwarder`].
 pub const FORWARDER: &str = "FORWARDER";
 /// Flows without proof that the client receives.
@@ -76,7 +83,7 @@ pub const DIALLED: &str = "DIALLED";
 pub const HOOK_VERDICTS: &str = "HOOK_VERDICTS";
 
 /// The maps that a forwarder pins.
-pub const PINNED: [&str; 18] = [
+pub const PINNED: [&str; 20] = [
     PORTS,
     CLAIMS,
     RULES,
@@ -87,6 +94,8 @@ pub const PINNED: [&str; 18] = [
     NEXT_HOPS,
     HOMES,
     GUARDED,
+    DEVICES,
+    CONFIRMED,
     FORWARDER,
     NEW,
     FLOWS,
@@ -102,8 +111,9 @@ pub const STEER: &str = "STEER";
 /// Global `u8`: 1 when the kernel steers to `SO_REUSEPORT` listeners (6.6,
 /// commit 9c02bec95954), so that no TCP flow to this host is ever tracked.
 pub const STEER_ALL: &str = "STEER_ALL";
-/// Global `u8`: 1 when the kernel has the coarse clock (5.11).
-pub const COARSE_CLOCK: &str = "COARSE_CLOCK";
+/// Global `u32`: how long a tick of the kernel's clock is, in units of 2^-32
+/// seconds.
+pub const TICK: &str = "TICK";
 /// Global `u8`: 1 when the kernel has `bpf_check_mtu` (5.12).
 pub const CHECK_MTU: &str = "CHECK_MTU";
 /// Global `u32`: the ports that this host gives its own connections

@@ -7,7 +7,7 @@ pub const MAX_RULES: u32 = 16_384;
 /// Targets of one rule.
 pub const MAX_TARGETS_PER_RULE: u32 = 64;
 /// Targets of all rules together.
-pub const MAX_TARGETS: u32 = 65_536;
+pub const MAX_TARGETS: u32 = 65_535;
 /// Claims of all rules in both banks.
 pub const MAX_CLAIMS: u32 = 262_144;
 /// Source prefixes of all rules together.

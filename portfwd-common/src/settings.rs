@@ -10,8 +10,15 @@ pub struct Forwarder {
     pub abi: u32,
     /// Bank of rules in use.
     pub bank: u32,
+    /// 1 to 255, another number after each change of routes, addresses or
+    /// devices: next hops that flows have learned before count no more.
+    pub epoch: u32,
 }
-map_type!(Forwarder, 8);
+map_type!(Forwarder, 12);
+
+/// Seconds that the accelerator leaves the time of a flow's last packet
+/// unwritten: the proved ones are kept so much longer.
+pub const UNWRITTEN: u32 = 8;
 
 /// How long a flow without packets lives, in seconds.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -40,6 +47,11 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self::DEFAULT
     }
+}
+
+/// [`crate::names::TICK`] of a kernel whose tick takes so many nanoseconds.
+pub const fn tick(nanoseconds: u32) -> u32 {
+    (((nanoseconds as u64) << 32) / 1_000_000_000) as u32
 }
 
 /// Flows that the tables are sized for by default.

@@ -87,8 +87,9 @@ verdicts! {
     27 TooLarge       Drop "too-large"       "Larger than the MTU of the interface that leads to the other host, or back."
     28 Unhooked       Pass "unhooked"        "From a program of this host to a rule for another host, and no connect hook had sent it there."
     29 Dialled        Pass "dialled"         "A program of this host dialled a rule for another host; the connect hook gave it the target."
-    30 Passing        Pass "passing"         "Leaves on its way back from another host; the program that it came in by counted it."
+    30 Passing        Pass "passing"         "Leaves on its way to another host or back; the program that it came in by counted it."
     31 Martian        Pass "martian"         "To a rule for another host, from an address of this host or from one that names no host: the stack drops it."
+    32 Deferred       Pass "deferred"        "XDP: nothing that the accelerator forwards by itself; the TC program has it next, and counts it."
 }
 
 impl Verdict {

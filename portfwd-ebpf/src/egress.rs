@@ -5,6 +5,7 @@ use portfwd_common::{Addr, Family, Flow, FlowKey, PortEntry, Proto, TargetEntry,
 use crate::{
     claim,
     hook::{Frame, Hook, LOOPBACK_IFINDEX},
+    hop,
     known::{self, Progress},
     outcome::Outcome,
     packet::{self, Network, Packet},
@@ -23,6 +24,10 @@ pub fn find<H: Hook, T: Tables>(
     draft: &mut Draft,
 ) -> Result<Named, Verdict> {
     let frame = &hook.frame();
+    if hop::is_sent(hook, draft, frame) {
+        hop::learn(hook, tables, draft, frame);
+        return Err(Verdict::Passing);
+    }
     if frame.vlan {
         return Err(Verdict::Vlan);
     }
@@ -99,7 +104,7 @@ fn keep_clear<T: Tables>(tables: &T, draft: &mut Draft) {
         return;
     }
     *key = packet.tuple.reversed().key(packet.proto, FlowKey::INGRESS);
-    if known::flow(tables, key).is_none() && !known::is_foreign(tables, key) {
+    if known::surely(tables, key, tables.now()).is_none() && !known::is_foreign(tables, key) {
         tables.put_foreign(key, tables.now());
     }
 }
@@ -122,7 +127,10 @@ fn dial<H: Hook, T: Tables>(hook: &mut H, tables: &T, draft: &mut Draft) -> Opti
             return Some(verdict.into());
         }
     }
-    hook.rewrite(&draft.packet, &draft.placement.to);
+    let Draft {
+        packet, placement, ..
+    } = draft;
+    hook.rewrite(packet, &placement.to, packet.hops);
     Some(Verdict::Moved.into())
 }
 
@@ -130,13 +138,14 @@ fn dial<H: Hook, T: Tables>(hook: &mut H, tables: &T, draft: &mut Draft) -> Opti
 /// of a target that dials this host from the target port.
 #[inline(always)]
 fn is_a_flows<T: Tables>(tables: &T, key: &FlowKey) -> bool {
-    known::flow(tables, key).is_some_and(|known| known.flow.flags & Flow::REPLY != 0)
+    known::surely(tables, key, tables.now())
+        .is_some_and(|known| known.flow.flags & Flow::REPLY != 0)
 }
 
 /// A packet of a flow of this host that has another source port already.
 #[inline(always)]
 fn has_moved<T: Tables>(tables: &T, draft: &mut Draft) -> bool {
-    let Some(table) = known::meet(tables, draft) else {
+    let Some(table) = known::meet(tables, draft, false) else {
         return false;
     };
     if draft.flow.flags & Flow::REPLY != 0 {
@@ -180,7 +189,7 @@ fn answer<H: Hook, T: Tables>(
     let Draft { packet, key, .. } = draft;
     if entry.has(PortEntry::TARGET) && !frame.forwarded {
         *key = known::reply_key(&packet.tuple.reversed(), packet.proto, FlowKey::EGRESS);
-        if let Some(table) = known::meet(tables, draft) {
+        if let Some(table) = known::meet(tables, draft, false) {
             return restore(hook, tables, draft, table);
         }
     }
@@ -199,7 +208,9 @@ fn answer<H: Hook, T: Tables>(
     if known::is_foreign(tables, key) {
         return Err(Verdict::Foreign.into());
     }
-    if (named.across() || entry.has(PortEntry::TRACKED)) && known::flow(tables, key).is_some() {
+    if (named.across() || entry.has(PortEntry::TRACKED))
+        && known::surely(tables, key, tables.now()).is_some()
+    {
         return Err(on_its_way(frame).into());
     }
     if starts(tables, frame, packet) {
@@ -267,6 +278,6 @@ fn restore<H: Hook, T: Tables>(
     if flow.flags & Flow::DIRECT != 0 && flow.dport == packet.tuple.dport {
         return Err(Verdict::Direct.into());
     }
-    hook.rewrite(packet, &placement.to);
-    Ok(Outcome::of_rule(Verdict::Restored, flow.rule).back())
+    hook.rewrite(packet, &placement.to, packet.hops);
+    Ok(Outcome::of_rule(Verdict::Restored, flow.rule.into()).back())
 }

@@ -1,6 +1,6 @@
 //! The seam between the corridor and what carries the packet.
 
-use portfwd_common::{Addr, Family};
+use portfwd_common::{Addr, Family, Mac};
 
 use crate::{
     packet::{Packet, Tuple},
@@ -88,6 +88,15 @@ pub struct Way {
     pub hop: Addr,
 }
 
+/// The addresses of an Ethernet frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Link {
+    /// Who it is for.
+    pub dst: Mac,
+    /// Who sends it.
+    pub src: Mac,
+}
+
 /// What an interface lets pass.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Room {
@@ -99,8 +108,8 @@ pub struct Room {
     pub mtu: u32,
 }
 
-/// A packet on a hook. Offsets count from the first byte of the IP header.
-pub trait Hook {
+/// A packet that can be read. Offsets count from the first byte of the IP header.
+pub trait Readable {
     /// What the link layer says.
     fn frame(&self) -> Frame;
 
@@ -110,6 +119,21 @@ pub trait Hook {
     /// `N` 32-bit words at `offset` as they lie in memory (network byte
     /// order); none where they are not all there.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u32; N]>;
+}
+
+/// A packet that the accelerator can send: XDP, before the stack has seen it.
+pub trait Express: Readable {
+    /// Gives the packet the tuple `to` and one hop less, with its checksums, and
+    /// its frame the addresses of `link`. False, and nothing written, where the
+    /// headers are not all there.
+    fn express(&mut self, packet: &Packet, to: &Tuple, link: &Link) -> bool;
+}
+
+/// A packet on a hook that can do everything.
+pub trait Hook: Readable {
+    /// The addresses of the frame as it leaves; none where it has no Ethernet
+    /// header.
+    fn link(&self) -> Option<Link>;
 
     /// Copies the `len` bytes at `offset`, 64 at most; false where they are not
     /// all there.
@@ -140,12 +164,9 @@ pub trait Hook {
     /// hook can have it apart from the rest of the program.
     fn reserve_next<T: Tables>(&self, tables: &T, draft: &mut Draft) -> Reserved;
 
-    /// Gives the packet the tuple `to` and updates its checksums. Cannot fail:
-    /// everything that can has been asked before.
-    fn rewrite(&mut self, packet: &Packet, to: &Tuple);
-
-    /// Takes one from the TTL or hop limit.
-    fn hop(&mut self, packet: &Packet);
+    /// Gives the packet the tuple `to` and as many hops as told, and updates its
+    /// checksums. Cannot fail: everything that can has been asked before.
+    fn rewrite(&mut self, packet: &Packet, to: &Tuple, hops: u8);
 
     /// Writes the MSS, of 16 bits at `offset`, of a SYN.
     fn set_mss(&mut self, packet: &Packet, offset: u16, from: u16, to: u16);

@@ -3,20 +3,26 @@
 //! of a BPF program; `cargo test` walks the very code that the kernel runs.
 
 mod buffer;
+mod draft;
+mod entries;
 mod forward;
 mod machine;
 mod memory;
+mod tally;
 
 pub use buffer::Buffer;
+pub use entries::WhenFull;
 pub use forward::Forward;
 pub use machine::{Listener, Machine};
-pub use memory::{Memory, WhenFull};
+pub use memory::Memory;
+pub use tally::{Call, Tally};
 
-use portfwd_common::Verdict;
+use portfwd_common::{Verdict, names};
 
 use crate::{
+    accelerate::{self, Sent},
     egress,
-    hook::Hook as _,
+    hook::Readable as _,
     ingress,
     outcome::{self, Outcome},
     ports::Named,
@@ -39,20 +45,35 @@ pub fn depart(buffer: &mut Buffer<'_>, memory: &Memory) -> Outcome {
     run(buffer, memory, egress::find, egress::walk)
 }
 
+/// Walks a packet at XDP, and counts it as the program does; none where it goes
+/// on to TC.
+pub fn accelerate(buffer: &mut Buffer<'_>, memory: &Memory) -> Option<Sent> {
+    let Some(sent) = accelerate::walk(buffer, memory) else {
+        memory.count_verdict(Verdict::Deferred);
+        return None;
+    };
+    outcome::count(memory, &buffer.frame(), &sent.packet, &sent.outcome);
+    memory.count_verdict(sent.outcome.verdict);
+    Some(sent)
+}
+
 fn run<'a>(
     buffer: &mut Buffer<'a>,
     memory: &Memory,
     find: impl Fn(&mut Buffer<'a>, &Memory, &mut Draft) -> Result<Named, Verdict>,
     walk: impl Fn(&mut Buffer<'a>, &Memory, &mut Draft, Named) -> Outcome,
 ) -> Outcome {
+    memory.tally.lookup(names::FORWARDER);
     let draft = memory.draft().expect("there is memory");
-    match find(buffer, memory, draft) {
+    let outcome = match find(buffer, memory, draft) {
         Err(verdict) => leave(memory, verdict.into()),
         Ok(named) => {
             let outcome = walk(buffer, memory, draft, named);
             finish(buffer, memory, draft, outcome)
         }
-    }
+    };
+    memory.keep(draft);
+    outcome
 }
 
 fn finish(buffer: &Buffer<'_>, memory: &Memory, draft: &Draft, outcome: Outcome) -> Outcome {

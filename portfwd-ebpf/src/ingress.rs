@@ -22,6 +22,7 @@ pub fn find<H: Hook, T: Tables>(
     tables: &T,
     draft: &mut Draft,
 ) -> Result<Named, Verdict> {
+    draft.sent = 0;
     let frame = &hook.frame();
     // What the link sent to all may be to a loopback address all the same.
     if !frame.for_host && !tables.guards(frame.ifindex) {
@@ -71,7 +72,7 @@ pub fn walk<H: Hook, T: Tables>(
     named: Named,
 ) -> Outcome {
     if is_tracked(tables, named, &draft.packet)
-        && let Some(outcome) = follow(hook, tables, draft)
+        && let Some(outcome) = follow(hook, tables, draft, named)
     {
         return outcome;
     }
@@ -87,7 +88,7 @@ pub fn walk_back<H: Hook, T: Tables>(
     named: Named,
 ) -> Outcome {
     if named.across()
-        && let Some(table) = known::meet(tables, draft)
+        && let Some(table) = known::meet(tables, draft, false)
         && draft.flow.flags & Flow::REPLY != 0
         && let Some(outcome) = give_back(hook, tables, draft, table)
     {
@@ -98,13 +99,25 @@ pub fn walk_back<H: Hook, T: Tables>(
 
 /// A packet of a flow; none where there is no flow.
 #[inline(never)]
-fn follow<H: Hook, T: Tables>(hook: &mut H, tables: &T, draft: &mut Draft) -> Option<Outcome> {
-    let table = known::meet(tables, draft)?;
+fn follow<H: Hook, T: Tables>(
+    hook: &mut H,
+    tables: &T,
+    draft: &mut Draft,
+    named: Named,
+) -> Option<Outcome> {
+    let opens = named.entry().class() != 0 && may_open(&draft.packet);
+    let table = known::meet(tables, draft, opens)?;
     if draft.flow.flags & Flow::REPLY == 0 {
         go_on(hook, tables, draft, table)
     } else {
         give_back(hook, tables, draft, table)
     }
+}
+
+/// Can the packet be the first of a flow?
+#[inline(always)]
+const fn may_open(packet: &Packet) -> bool {
+    !matches!(packet.proto, Proto::Tcp) || packet.is_open()
 }
 
 /// A packet without a flow.
@@ -260,7 +273,7 @@ fn go<H: Hook>(hook: &mut H, draft: &mut Draft, slot: u32, target: u32) -> Outco
         _ => Verdict::Rewritten,
     };
     if *to != packet.tuple {
-        hook.rewrite(packet, to);
+        hook.rewrite(packet, to, packet.hops);
     }
     Outcome::of_rule(verdict, slot)
 }
@@ -288,7 +301,7 @@ fn go_on<H: Hook, T: Tables>(
     draft: &mut Draft,
     table: Table,
 ) -> Option<Outcome> {
-    let Flow { rule, target, .. } = draft.flow;
+    let (rule, target) = (draft.flow.rule.into(), draft.flow.target.into());
     if target != Flow::NO_TARGET
         && let Err(verdict) = towards(hook, tables, draft, target)
     {
@@ -322,7 +335,7 @@ fn give_back<H: Hook, T: Tables>(
     draft: &mut Draft,
     table: Table,
 ) -> Option<Outcome> {
-    let Flow { rule, ifindex, .. } = draft.flow;
+    let (rule, ifindex) = (draft.flow.rule.into(), draft.flow.ifindex);
     if ifindex != 0
         && let Err(verdict) = relay::back(hook, tables, draft, ifindex)
     {
@@ -344,7 +357,7 @@ fn give_back<H: Hook, T: Tables>(
     if placement.to == packet.tuple {
         return Some(Verdict::Direct.into());
     }
-    hook.rewrite(packet, &placement.to);
+    hook.rewrite(packet, &placement.to, packet.hops);
     Some(Outcome::of_rule(Verdict::Restored, rule).back())
 }
 
@@ -361,7 +374,7 @@ fn is_established<H: Hook>(hook: &H, draft: &Draft, table: Table) -> bool {
     matches!(packet.proto, Proto::Tcp)
         && matches!(table, Table::New)
         && flow.flags & Flow::ANSWERED == 0
-        && flow.target == Flow::NO_TARGET
+        && u32::from(flow.target) == Flow::NO_TARGET
         && packet.is_ack()
         && hook.tcp_socket(packet.family, &placement.to) == ESTABLISHED
 }

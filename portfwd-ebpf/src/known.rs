@@ -16,24 +16,31 @@ pub struct Known<'a> {
     pub table: Table,
 }
 
-/// The live entry for a key. Expired ones, and UDP flows of a rule whose slot
-/// has been given to another, count as absent.
+/// The live entry for a key at a time. Expired ones, and UDP flows of a rule
+/// whose slot has been given to another, count as absent. So may one that
+/// another CPU promotes in between: see [`surely`].
 #[inline(always)]
-pub fn flow<'t, T: Tables>(tables: &'t T, key: &FlowKey) -> Option<Known<'t>> {
-    if let Some(flow) = live(tables, Table::Flows, key) {
+pub fn flow<'t, T: Tables>(tables: &'t T, key: &FlowKey, now: u32) -> Option<Known<'t>> {
+    if let Some(flow) = live(tables, Table::Flows, key, now) {
         return Some(Known {
             flow,
             table: Table::Flows,
         });
     }
-    if let Some(flow) = live(tables, Table::New, key) {
-        return Some(Known {
-            flow,
-            table: Table::New,
-        });
+    let flow = live(tables, Table::New, key, now)?;
+    Some(Known {
+        flow,
+        table: Table::New,
+    })
+}
+
+/// The same for a packet that would be lost without its flow.
+#[inline(always)]
+pub fn surely<'t, T: Tables>(tables: &'t T, key: &FlowKey, now: u32) -> Option<Known<'t>> {
+    if let Some(known) = flow(tables, key, now) {
+        return Some(known);
     }
-    // Another CPU may have promoted it in between.
-    let flow = live(tables, Table::Flows, key)?;
+    let flow = live(tables, Table::Flows, key, now)?;
     Some(Known {
         flow,
         table: Table::Flows,
@@ -42,20 +49,25 @@ pub fn flow<'t, T: Tables>(tables: &'t T, key: &FlowKey) -> Option<Known<'t>> {
 
 /// Puts the live entry for the draft's key into the draft, with what it makes
 /// of the packet, and says where it is. A copy: the memory of an entry that is
-/// removed may be another flow's at once.
+/// removed may be another flow's at once. What `opens` a flow finds one that was
+/// promoted in between when it makes it anew.
 #[inline(always)]
-pub fn meet<T: Tables>(tables: &T, draft: &mut Draft) -> Option<Table> {
-    let Known { flow, table } = flow(tables, &draft.key)?;
+pub fn meet<T: Tables>(tables: &T, draft: &mut Draft, opens: bool) -> Option<Table> {
+    draft.now = tables.now();
+    let Known { flow, table } = match opens {
+        true => flow(tables, &draft.key, draft.now)?,
+        false => surely(tables, &draft.key, draft.now)?,
+    };
     draft.flow = *flow;
     draft.placement.to = rewritten(&draft.flow);
     Some(table)
 }
 
 #[inline(always)]
-fn live<'t, T: Tables>(tables: &'t T, table: Table, key: &FlowKey) -> Option<&'t Flow> {
+fn live<'t, T: Tables>(tables: &'t T, table: Table, key: &FlowKey, now: u32) -> Option<&'t Flow> {
     let flow = tables.flow(table, key)?;
     // Another CPU may have seen a later second.
-    let age = tables.now().saturating_sub(flow.seen);
+    let age = now.saturating_sub(flow.seen);
     let lifetime = tables.lifetime(key.proto, life(flow.flags));
     if age > lifetime || is_outlived(tables, key, flow) {
         // Not left behind: an entry in one table would hide one in the other.
@@ -74,8 +86,9 @@ const fn life(flags: u16) -> Life {
     }
 }
 
+/// Has TCP with these flags come to its end, orderly or by a reset?
 #[inline(always)]
-const fn has_ended(flags: u16) -> bool {
+pub const fn has_ended(flags: u16) -> bool {
     const BOTH: u16 = Flow::FIN_CLIENT | Flow::FIN_TARGET;
     flags & BOTH == BOTH || flags & Flow::RESET != 0
 }
@@ -96,11 +109,11 @@ pub fn forget<T: Tables>(tables: &T, proto: Proto, key: &FlowKey, known: &Known<
 
 #[inline(always)]
 fn is_outlived<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) -> bool {
-    if flow.rule == Flow::NO_RULE || key.proto == Proto::Tcp.number() {
+    if u32::from(flow.rule) == Flow::NO_RULE || key.proto == Proto::Tcp.number() {
         return false;
     }
-    match tables.rule(flow.rule) {
-        Some(rule) => rule.generation != flow.generation,
+    match tables.rule(flow.rule.into()) {
+        Some(rule) => rule.generation as u16 != flow.generation,
         None => true,
     }
 }
@@ -166,10 +179,14 @@ pub const fn twin_flags(flags: u16, side: u8) -> u16 {
 /// when the other entry is another flow's by now; then this one is gone.
 #[inline(always)]
 pub fn keep_warm<T: Tables>(tables: &T, draft: &mut Draft, table: Table) -> bool {
-    let now = tables.now();
     let Draft {
-        packet, key, flow, ..
+        packet,
+        key,
+        flow,
+        now,
+        ..
     } = draft;
+    let now = *now;
     let ifindex = client_ifindex(tables, packet, flow);
     if flow.seen == now && flow.ifindex == ifindex {
         return true;
@@ -248,6 +265,8 @@ pub const fn twin_of(flow: &Flow, to: &Tuple, side: u8) -> Flow {
         sport: to.sport,
         dport: to.dport,
         flags: twin_flags(flow.flags, side),
+        hop: [0; 3],
+        epoch: 0,
         ..*flow
     }
 }
@@ -256,10 +275,14 @@ pub const fn twin_of(flow: &Flow, to: &Tuple, side: u8) -> Flow {
 #[inline(never)]
 fn promote<T: Tables>(tables: &T, draft: &mut Draft) -> bool {
     let Draft {
-        packet, key, flow, ..
+        packet,
+        key,
+        flow,
+        now,
+        ..
     } = draft;
     flow.flags = flow.flags & !Flow::ANSWERED | Flow::PROVEN;
-    flow.seen = tables.now();
+    flow.seen = *now;
     flow.ifindex = client_ifindex(tables, packet, flow);
     let twin = twin_key(flow, packet.proto);
     let other = twin_of(flow, &packet.tuple.reversed(), key.side);

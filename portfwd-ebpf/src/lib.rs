@@ -12,22 +12,28 @@
 //! 7. [`hook::Hook::rewrite`] touches the packet, or [`relay`] does and sends it
 //!    on to another host.
 //!
+//! [`accelerate`] is the short walk at XDP, of known flows only; [`hop`] learns
+//! next hops for it.
+//!
 //! [`dial`] sends programs of this host to other hosts: no packet of theirs ever
 //! goes to a rule.
 //!
 //! [`ingress`] and [`egress`] are the walks, [`outcome`] is their one exit.
-//! What differs between TC and a byte buffer on the host stands behind
+//! What differs between TC, XDP and a byte buffer on the host stands behind
 //! [`hook::Hook`], the maps behind [`tables::Tables`].
 
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+pub mod accelerate;
 #[cfg(feature = "bpf")]
 pub mod cgroup;
+pub mod checksum;
 pub mod claim;
 pub mod dial;
 pub mod egress;
 pub mod hook;
+pub mod hop;
 #[cfg(not(target_arch = "bpf"))]
 pub mod host;
 pub mod ingress;
@@ -45,3 +51,5 @@ pub mod steer;
 pub mod tables;
 #[cfg(feature = "bpf")]
 pub mod tc;
+#[cfg(feature = "bpf")]
+pub mod xdp;

@@ -5,16 +5,17 @@
 #![expect(missing_docs, reason = "the classifier macro drops the comments")]
 
 use aya_ebpf::{
-    bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC},
-    macros::{cgroup_sock_addr, classifier},
-    programs::{SockAddrContext, TcContext},
+    bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    macros::{cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, TcContext, XdpContext},
 };
 use aya_log_ebpf::info;
 use portfwd_common::{Action, Family, Proto, Verdict};
 use portfwd_ebpf::{
+    accelerate,
     cgroup::{self, V4, V6},
     egress,
-    hook::{Frame, Hook as _},
+    hook::{Frame, Readable as _},
     ingress,
     maps::Maps,
     outcome::{self, Outcome},
@@ -22,6 +23,7 @@ use portfwd_ebpf::{
     ports::Named,
     tables::{Draft, Tables as _},
     tc::Tc,
+    xdp::Xdp,
 };
 
 const ETHERNET: usize = 14;
@@ -95,6 +97,25 @@ pub fn portfwd_out_l3(context: TcContext) -> i32 {
         egress::find,
         egress::walk,
     )
+}
+
+/// XDP of devices with an Ethernet header.
+#[xdp]
+pub fn portfwd_xdp(context: XdpContext) -> u32 {
+    let maps = Maps::open();
+    let device = maps.device(context.ingress_ifindex() as u32);
+    let mut hook = Xdp::new(&context, device.mac);
+    match accelerate::walk(&mut hook, &maps) {
+        Some(sent) => {
+            outcome::count(&maps, &hook.frame(), &sent.packet, &sent.outcome);
+            maps.count_verdict(sent.outcome.verdict);
+            hook.send(sent.ifindex)
+        }
+        None => {
+            maps.count_verdict(Verdict::Deferred);
+            xdp_action::XDP_PASS
+        }
+    }
 }
 
 /// A program of this host connects a socket, over IPv4.

@@ -4,17 +4,18 @@ use aya_ebpf::{
     Global,
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie},
-    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
+    helpers::generated::bpf_jiffies64,
     macros::btf_map,
 };
 use portfwd_common::{
-    Addr, ClaimKey, Flow, FlowKey, Forwarder, FromKey, Peer, PeerKey, PortEntry, Proto,
-    RuleCounters, RuleEntry, TargetEntry, Timeouts, Verdict,
+    Addr, ClaimKey, Device, Flow, FlowKey, Forwarder, FromKey, Mac, Peer, PeerKey, PortEntry,
+    Proto, RuleCounters, RuleEntry, TargetEntry, Timeouts, Verdict,
+    device::{CONFIRMED_SLOTS, Confirmed, MAX_DEVICES},
     flow::Foreign,
     peer::MAX_PEERS,
     port::{PORT_TABLE_LEN, port_index},
     rule::{HopKey, MAX_CLAIMS, MAX_FROM, MAX_HOMES, MAX_NEXT_HOPS, MAX_RULES, MAX_TARGETS},
-    settings::{DEFAULT_MAX_FLOWS, LOCAL_PORTS_DEFAULT},
+    settings::{DEFAULT_MAX_FLOWS, LOCAL_PORTS_DEFAULT, tick},
 };
 
 use crate::tables::{Count, Draft, Life, Marks, NotInserted, Table, Tables};
@@ -46,6 +47,10 @@ static REMOTES: HashMap<Addr, u32, { MAX_TARGETS as usize }, NO_PREALLOC> = Hash
 #[btf_map]
 static GUARDED: HashMap<u32, u32, 4_096, NO_PREALLOC> = HashMap::new();
 #[btf_map]
+static DEVICES: Array<Device, { MAX_DEVICES as usize }> = Array::new();
+#[btf_map]
+static CONFIRMED: Array<Confirmed, { CONFIRMED_SLOTS as usize }> = Array::new();
+#[btf_map]
 static FORWARDER: Array<Forwarder, 1> = Array::new();
 #[btf_map]
 static NEW: LruHashMap<FlowKey, Flow, FLOW_ENTRIES> = LruHashMap::new();
@@ -70,7 +75,7 @@ static STEER: Global<u8> = Global::new(1);
 #[unsafe(no_mangle)]
 static STEER_ALL: Global<u8> = Global::new(1);
 #[unsafe(no_mangle)]
-static COARSE_CLOCK: Global<u8> = Global::new(1);
+static TICK: Global<u32> = Global::new(tick(4_000_000));
 #[unsafe(no_mangle)]
 static CHECK_MTU: Global<u8> = Global::new(1);
 #[unsafe(no_mangle)]
@@ -102,24 +107,27 @@ pub fn draft() -> Option<&'static mut Draft> {
     DRAFT.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
 }
 
-/// The kernel's maps, with the bank of rules that the packet walks by.
+/// The kernel's maps, with the bank of rules that the packet walks by and the
+/// epoch of next hops.
 pub struct Maps {
     bank: u32,
+    epoch: u32,
 }
 
 impl Maps {
     /// Reads which bank is in use, once for the packet.
     #[inline(always)]
     pub fn open() -> Self {
-        Self {
-            bank: FORWARDER.get(0).map_or(0, |forwarder| forwarder.bank),
-        }
+        let (bank, epoch) = FORWARDER
+            .get(0)
+            .map_or((0, 0), |forwarder| (forwarder.bank, forwarder.epoch));
+        Self { bank, epoch }
     }
 
-    /// The maps for what looks up no port and no claim.
+    /// The maps for what looks up no port, no claim and no next hop.
     #[inline(always)]
     pub const fn without_bank() -> Self {
-        Self { bank: 0 }
+        Self { bank: 0, epoch: 0 }
     }
 
     /// Cookie of the network namespace that is forwarded in.
@@ -138,18 +146,13 @@ const fn table(table: Table) -> &'static LruHashMap<FlowKey, Flow, FLOW_ENTRIES>
 }
 
 impl Tables for Maps {
+    /// The count of ticks is read in line (5.6), and 64 bits of it and of what
+    /// it is multiplied with last for a century.
     #[inline(always)]
     fn now(&self) -> u32 {
-        // SAFETY: neither helper takes an argument. The verifier removes the
-        // call that the kernel does not have.
-        let nanoseconds = unsafe {
-            if COARSE_CLOCK.load() != 0 {
-                bpf_ktime_get_coarse_ns()
-            } else {
-                bpf_ktime_get_ns()
-            }
-        };
-        (nanoseconds / 1_000_000_000) as u32
+        // SAFETY: takes no argument.
+        let ticks = unsafe { bpf_jiffies64() };
+        (ticks.wrapping_mul(TICK.load().into()) >> 32) as u32
     }
 
     #[inline(always)]
@@ -256,6 +259,30 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn device(&self, ifindex: u32) -> Device {
+        DEVICES.get(ifindex).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn epoch(&self) -> u8 {
+        self.epoch as u8
+    }
+
+    #[inline(always)]
+    fn confirmed(&self, slot: u32) -> Confirmed {
+        CONFIRMED.get(slot).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn confirm(&self, slot: u32, confirmed: Confirmed) {
+        if let Some(at) = CONFIRMED.get_ptr_mut(slot) {
+            // SAFETY: a map value. Two CPUs that write at once may mix two next
+            // hops, which then count as neither.
+            unsafe { *at = confirmed };
+        }
+    }
+
+    #[inline(always)]
     fn flow(&self, which: Table, key: &FlowKey) -> Option<&Flow> {
         // SAFETY: the memory stays the map's. The LRU may give the entry to
         // another flow while it is read: that takes an eviction and an insert
@@ -292,6 +319,20 @@ impl Tables for Maps {
                 (*flow).ifindex = ifindex;
             }
         }
+    }
+
+    #[inline(always)]
+    fn learn(&self, which: Table, key: &FlowKey, hop: Mac, epoch: u8) -> bool {
+        let Some(flow) = table(which).get_ptr_mut(key) else {
+            return false;
+        };
+        // SAFETY: a map value. Who reads half of an address finds it confirmed
+        // nowhere.
+        unsafe {
+            (*flow).hop = hop;
+            (*flow).epoch = epoch;
+        }
+        true
     }
 
     #[inline(always)]

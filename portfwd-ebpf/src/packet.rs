@@ -7,7 +7,7 @@ use network_types::{
 };
 use portfwd_common::{Addr, Family, FlowKey, Proto, Verdict};
 
-use crate::hook::{Frame, Hook};
+use crate::hook::{Frame, Readable};
 
 /// EtherType of IPv4.
 pub const ETH_P_IP: u16 = 0x0800;
@@ -47,6 +47,12 @@ impl Tuple {
             sport: self.dport,
             dport: self.sport,
         }
+    }
+
+    /// Source and destination port as they lie in the header.
+    #[inline(always)]
+    pub const fn port_word(&self) -> u32 {
+        ((self.sport as u32) << 16 | self.dport as u32).to_be()
     }
 
     /// The key of an entry for packets with this tuple.
@@ -161,7 +167,7 @@ impl Packet {
 
 /// Reads the network header.
 #[inline(always)]
-pub fn network<H: Hook>(hook: &mut H, frame: &Frame) -> Result<Network, Verdict> {
+pub fn network<H: Readable>(hook: &mut H, frame: &Frame) -> Result<Network, Verdict> {
     match frame.ethertype {
         ETH_P_IP => {
             hook.pull(LONGEST_HEADERS);
@@ -176,7 +182,7 @@ pub fn network<H: Hook>(hook: &mut H, frame: &Frame) -> Result<Network, Verdict>
 }
 
 #[inline(always)]
-fn ipv4<H: Hook>(hook: &H) -> Result<Network, Verdict> {
+fn ipv4<H: Readable>(hook: &H) -> Result<Network, Verdict> {
     const WORDS: usize = Ipv4Hdr::LEN / 4;
     let [first, second, third, src, dst] = hook.load::<WORDS>(0).ok_or(Verdict::Malformed)?;
     let [version_and_length, _, total @ ..] = first.to_ne_bytes();
@@ -201,7 +207,7 @@ fn ipv4<H: Hook>(hook: &H) -> Result<Network, Verdict> {
 }
 
 #[inline(always)]
-fn ipv6<H: Hook>(hook: &H) -> Result<Network, Verdict> {
+fn ipv6<H: Readable>(hook: &H) -> Result<Network, Verdict> {
     const WORDS: usize = Ipv6Hdr::LEN / 4;
     let [first, second, a, b, c, d, e, f, g, h] =
         hook.load::<WORDS>(0).ok_or(Verdict::Malformed)?;
@@ -232,7 +238,7 @@ fn ipv6<H: Hook>(hook: &H) -> Result<Network, Verdict> {
 /// (BIG TCP; `lo` makes them by default) the kernel keeps the length in a
 /// header of its own, which segmentation takes out.
 #[inline(always)]
-fn is_big_tcp<H: Hook>(hook: &H) -> bool {
+fn is_big_tcp<H: Readable>(hook: &H) -> bool {
     /// `struct hop_jumbo_hdr`: next header, length, option, option's length.
     const HEAD: [u8; 4] = [IPPROTO_TCP, 0, 0xc2, 4];
     hook.load::<2>(Ipv6Hdr::LEN)
@@ -241,7 +247,11 @@ fn is_big_tcp<H: Hook>(hook: &H) -> bool {
 
 /// Reads the transport header behind `network`.
 #[inline(always)]
-pub fn transport<H: Hook>(hook: &H, frame: &Frame, network: &Network) -> Result<Packet, Verdict> {
+pub fn transport<H: Readable>(
+    hook: &H,
+    frame: &Frame,
+    network: &Network,
+) -> Result<Packet, Verdict> {
     if network.fragment {
         return Err(Verdict::Fragment);
     }
@@ -258,7 +268,7 @@ pub fn transport<H: Hook>(hook: &H, frame: &Frame, network: &Network) -> Result<
 }
 
 #[inline(always)]
-fn tcp<H: Hook>(hook: &H, frame: &Frame, network: &Network) -> Result<Packet, Verdict> {
+fn tcp<H: Readable>(hook: &H, frame: &Frame, network: &Network) -> Result<Packet, Verdict> {
     let at = usize::from(network.transport);
     const WORDS: usize = TcpHdr::LEN / 4;
     let [ports, seq, ack, fourth, _] = hook.load::<WORDS>(at).ok_or(Verdict::Malformed)?;
@@ -286,7 +296,7 @@ fn tcp<H: Hook>(hook: &H, frame: &Frame, network: &Network) -> Result<Packet, Ve
 }
 
 #[inline(always)]
-fn udp<H: Hook>(hook: &H, frame: &Frame, network: &Network) -> Result<Packet, Verdict> {
+fn udp<H: Readable>(hook: &H, frame: &Frame, network: &Network) -> Result<Packet, Verdict> {
     let at = usize::from(network.transport);
     const WORDS: usize = UdpHdr::LEN / 4;
     let [ports, second] = hook.load::<WORDS>(at).ok_or(Verdict::Malformed)?;

@@ -34,6 +34,14 @@ pub fn arriving<T: Tables>(tables: &T, packet: &Packet) -> Result<Named, Verdict
     both(tables, packet, tuple.dport, tuple.sport)
 }
 
+/// Can a packet that arrives belong to a rule for another host? One load for
+/// the client's packets.
+#[inline(always)]
+pub fn may_cross<T: Tables>(tables: &T, packet: &Packet) -> bool {
+    let port = |port| tables.port(packet.proto, port);
+    port(packet.tuple.dport).class() != 0 || port(packet.tuple.sport).has(PortEntry::REMOTE)
+}
+
 /// The ports of a packet that leaves.
 #[inline(always)]
 pub fn leaving<T: Tables>(tables: &T, packet: &Packet) -> Result<Named, Verdict> {

@@ -79,10 +79,11 @@ pub fn send<H: Hook>(hook: &mut H, draft: &mut Draft) {
         placement,
         way,
         options,
+        sent,
         ..
     } = draft;
-    hook.rewrite(packet, &placement.to);
-    hook.hop(packet);
+    *sent = way.ifindex;
+    hook.rewrite(packet, &placement.to, packet.hops.wrapping_sub(1));
     if packet.is_syn() {
         // What one end may send comes in where the other end's leaves.
         let came = hook.room(packet, packet.ifindex).mtu;

@@ -182,7 +182,7 @@ fn reserve<H: Hook, T: Tables>(hook: &H, tables: &T, draft: &mut Draft) -> Reser
     } = draft;
     let side = known::twin_side(placement.flags);
     *key = known::reply_key(&placement.to, packet.proto, side);
-    if let Some(found) = known::flow(tables, key) {
+    if let Some(found) = known::flow(tables, key, tables.now()) {
         if known::rewritten(found.flow) == packet.tuple.reversed() {
             // The client's entry is on its way from another CPU, or the LRU
             // took it: then it comes back. One that is there is as good.
@@ -331,13 +331,15 @@ fn entry<T: Tables>(tables: &T, tuple: &Tuple, placement: &Placement, flags: u16
         dst: tuple.dst,
         sport: tuple.sport,
         dport: tuple.dport,
-        rule: placement.slot,
-        generation: placement.generation,
-        target: placement.target,
+        hop: [0; 3],
+        epoch: 0,
+        reserved: 0,
+        rule: placement.slot as u16,
+        generation: placement.generation as u16,
+        target: placement.target as u16,
+        flags,
         ifindex: placement.ifindex,
         seen: tables.now(),
         isn: 0,
-        flags,
-        reserved: 0,
     }
 }

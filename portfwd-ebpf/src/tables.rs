@@ -1,7 +1,8 @@
 //! The seam between the corridor and the maps.
 
 use portfwd_common::{
-    Addr, ClaimKey, Flow, FlowKey, FromKey, Peer, PeerKey, PortEntry, Proto, RuleEntry, TargetEntry,
+    Addr, ClaimKey, Device, Flow, FlowKey, FromKey, Mac, Peer, PeerKey, PortEntry, Proto,
+    RuleEntry, TargetEntry, device::Confirmed,
 };
 
 use crate::{hook::Way, mss::Options, packet::Packet, place::Placement};
@@ -70,7 +71,7 @@ impl Marks {
 
 /// What the corridor reads and writes besides the packet.
 pub trait Tables {
-    /// Seconds of `CLOCK_MONOTONIC`, coarse.
+    /// Seconds since some time before the boot, without those asleep.
     fn now(&self) -> u32;
     /// Seconds without a packet after which an entry counts as absent.
     fn lifetime(&self, proto: u8, life: Life) -> u32;
@@ -107,6 +108,15 @@ pub trait Tables {
     /// True for a device on which a rule opened 127.0.0.0/8.
     fn guards(&self, ifindex: u32) -> bool;
 
+    /// A device as the accelerator knows it.
+    fn device(&self, ifindex: u32) -> Device;
+    /// The epoch of next hops.
+    fn epoch(&self) -> u8;
+    /// What stands in a slot of the confirmed next hops.
+    fn confirmed(&self, slot: u32) -> Confirmed;
+    /// Writes it.
+    fn confirm(&self, slot: u32, confirmed: Confirmed);
+
     /// A flow entry.
     fn flow(&self, table: Table, key: &FlowKey) -> Option<&Flow>;
     /// Inserts an entry that must not be there.
@@ -118,6 +128,9 @@ pub trait Tables {
     /// Sets the time and the client's interface of an entry in place, if there
     /// is one.
     fn touch(&self, table: Table, key: &FlowKey, now: u32, ifindex: u32);
+    /// Writes the next hop of an entry in place, with its epoch; false where
+    /// there is none.
+    fn learn(&self, table: Table, key: &FlowKey, hop: Mac, epoch: u8) -> bool;
     /// Changes the flags of an entry in place; false where there is none.
     fn mark(&self, table: Table, key: &FlowKey, marks: &Marks) -> bool;
 
@@ -158,8 +171,13 @@ pub struct Draft {
     /// Source ports that were tried and taken. Here and not in a register: a
     /// count that the verifier knows would make each try another program.
     pub tried: u32,
+    /// The time at which its flow was looked for, see [`Tables::now`].
+    pub now: u32,
     /// Where it goes next, if that is another host.
     pub way: Way,
+    /// The interface that the packet has been sent to another host by and will
+    /// be met at next, at egress; 0 when the next packet is another one.
+    pub sent: u32,
     /// The TCP options of a SYN that is sent on.
     pub options: Options,
     /// The key that is being written.

@@ -14,10 +14,12 @@ use aya_ebpf::{
     },
     programs::TcContext,
 };
-use portfwd_common::{Addr, Family};
+use portfwd_common::{Addr, Family, Mac};
 
 use crate::{
-    hook::{Frame, Hook, LISTEN, NO_SOCKET, Room, SocketState, Steering, UdpSocket, Way},
+    hook::{
+        Frame, Hook, LISTEN, Link, NO_SOCKET, Readable, Room, SocketState, Steering, UdpSocket, Way,
+    },
     maps::checks_mtu,
     packet::{Packet, Tuple},
     remember::Reserved,
@@ -90,7 +92,7 @@ impl<'a, const L2: usize> Tc<'a, L2> {
     }
 }
 
-impl<const L2: usize> Hook for Tc<'_, L2> {
+impl<const L2: usize> Readable for Tc<'_, L2> {
     #[inline(always)]
     fn frame(&self) -> Frame {
         // SAFETY: the context of a TC program.
@@ -124,6 +126,19 @@ impl<const L2: usize> Hook for Tc<'_, L2> {
         // SAFETY: in bounds by the check against `data_end`. The words need not
         // be aligned: the verifier knows whether the machine minds.
         self.at_offset(offset).map(|words| unsafe { *words })
+    }
+}
+
+impl<const L2: usize> Hook for Tc<'_, L2> {
+    #[inline(always)]
+    fn link(&self) -> Option<Link> {
+        let start = self.context.data();
+        if L2 == 0 || start + mem::size_of::<[Mac; 2]>() > self.context.data_end() {
+            return None;
+        }
+        // SAFETY: in bounds.
+        let [dst, src] = unsafe { *(start as *const [Mac; 2]) };
+        Some(Link { dst, src })
     }
 
     #[inline(always)]
@@ -255,13 +270,11 @@ impl<const L2: usize> Hook for Tc<'_, L2> {
     }
 
     #[inline(always)]
-    fn rewrite(&mut self, packet: &Packet, to: &Tuple) {
-        self.write_tuple(packet, to);
-    }
-
-    #[inline(always)]
-    fn hop(&mut self, packet: &Packet) {
-        self.write_hops(packet, packet.hops.wrapping_sub(1));
+    fn rewrite(&mut self, packet: &Packet, to: &Tuple, hops: u8) {
+        match packet.family {
+            Family::V4 => self.rewrite_v4(packet, to, hops),
+            Family::V6 => self.rewrite_v6(packet, to, hops),
+        }
     }
 
     #[inline(always)]
@@ -306,10 +319,4 @@ impl<const L2: usize> Hook for Tc<'_, L2> {
             apart::portfwd_relay(self.skb());
         }
     }
-}
-
-/// Source and destination port as they lie in the header.
-#[inline(always)]
-const fn port_word(tuple: &Tuple) -> u32 {
-    ((tuple.sport as u32) << 16 | tuple.dport as u32).to_be()
 }

@@ -42,9 +42,9 @@ fn assert_twins(host: &Host, table: Table, proto: Proto, open: &Tuple, seen: &Tu
     assert_eq!(forward.flags ^ reply.flags, Flow::REPLY);
     assert_eq!(forward.flags & (Flow::REPLY | Flow::TWIN_LEAVES), 0);
     for (one, other) in [
-        (forward.target, reply.target),
-        (forward.rule, reply.rule),
-        (forward.generation, reply.generation),
+        (forward.target.into(), reply.target.into()),
+        (forward.rule.into(), reply.rule.into()),
+        (forward.generation.into(), reply.generation.into()),
         (forward.ifindex, reply.ifindex),
         (forward.seen, reply.seen),
     ] {

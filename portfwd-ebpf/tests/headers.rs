@@ -203,7 +203,7 @@ fn the_headers_are_found_outside_the_linear_part() {
     // A buffer shows nothing before it is pulled: every test here relies on it.
     let host = Host::new(&forwards());
     let buffer = host.buffer(&udp(&tuple(CLIENT6, DIALLED6), b""));
-    assert!(portfwd_ebpf::hook::Hook::load::<1>(&buffer, 0).is_none());
+    assert!(portfwd_ebpf::hook::Readable::load::<1>(&buffer, 0).is_none());
     host.forwarded(&tcp(&tuple(CLIENT6, DIALLED6), SYN, [0, 0], b""));
     let segment = tcp(&tuple(CLIENT6, DIALLED6), ACK, [1, 1], &[7; 1_400]);
     assert_eq!(host.forwarded(&segment), tuple(CLIENT6, TARGET6));

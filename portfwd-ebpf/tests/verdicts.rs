@@ -169,7 +169,17 @@ fn scenes_across() -> Vec<(Verdict, Verdict)> {
     see(Verdict::Martian, host.arrive(&own).0);
 
     see(Verdict::Dialled, called(&V4));
+    see(Verdict::Deferred, deferred());
     seen
+}
+
+/// The verdict that is counted where XDP leaves a packet to TC.
+fn deferred() -> Verdict {
+    let host = V4.host(Proto::Udp, 0);
+    let mut buffer = host.buffer(&dialled());
+    assert!(portfwd_ebpf::host::accelerate(&mut buffer, &host.memory).is_none());
+    let counted = |verdict: &&Verdict| host.memory.verdicts(**verdict) == 1;
+    *Verdict::ALL.iter().find(counted).expect("one was counted")
 }
 
 /// The verdict that is counted when a program of this host dials the rule.

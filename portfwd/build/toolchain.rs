@@ -24,7 +24,8 @@ const LLVM: &str = "22";
 const LLVM_LIBRARY: &str = "libLLVM.so.22.1";
 /// The crates that may use unstable features when a stable compiler builds the object. `1` would
 /// allow all, but aya-build takes it as the wish to build `core` itself.
-const UNSTABLE_CRATES: &str = "aya_ebpf,aya_ebpf_bindings,aya_log_ebpf,portfwd_ebpf,portfwd_bpf";
+const UNSTABLE_CRATES: &str =
+    "aya_ebpf,aya_ebpf_bindings,aya_log_ebpf,portfwd_ebpf,portfwd_bpf,portfwd_yardstick";
 
 /// What to do when there is no rustup that downloads and no apt-get.
 pub const BY_HAND: &str = "\

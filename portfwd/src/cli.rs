@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValuePars
 use ipnet::IpNet;
 use portfwd::{
     Error, Interfaces,
+    accelerate::Mode,
     rule::{Nat, Rule, RuleSpec, check_sources, source},
 };
 use portfwd_common::settings::{DEFAULT_MAX_FLOWS, MOST_FLOWS};
@@ -57,15 +58,19 @@ pub struct Run {
     /// Take network traffic from this device; repeatable; `any` is every layer-3 device
     #[arg(short, long = "iface", value_name = "IFACE", value_parser = NonEmptyStringValueParser::new())]
     ifaces: Vec<String>,
-    /// Which hook carries the traffic
+    /// What carries packets to other hosts: tc, and xdp beside it where a device has it (auto); xdp
+    /// in the driver or in the stack (xdp-generic) on the devices of -i, or an error; tc alone
     #[arg(
         short,
         long,
         default_value = "auto",
         hide_possible_values = true,
-        value_name = "auto|tc"
+        value_name = "auto|xdp|xdp-generic|tc"
     )]
-    mode: Mode,
+    mode: ModeName,
+    /// Replace an XDP program that is on a device already, until the end
+    #[arg(long)]
+    pub force: bool,
     /// Work in this network namespace: a name of `ip netns`, or a path
     #[arg(long, value_name = "NAME|PATH", value_parser = NonEmptyStringValueParser::new())]
     pub netns: Option<String>,
@@ -117,8 +122,6 @@ struct Later {
     #[arg(short = 'f', long, hide = true)]
     config: Option<OsString>,
     #[arg(long, hide = true)]
-    force: bool,
-    #[arg(long, hide = true)]
     kill: bool,
     #[arg(long, hide = true)]
     watch: bool,
@@ -127,13 +130,22 @@ struct Later {
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-enum Mode {
+enum ModeName {
     Auto,
-    #[value(hide = true)]
     Xdp,
-    #[value(hide = true)]
     XdpGeneric,
     Tc,
+}
+
+impl From<ModeName> for Mode {
+    fn from(name: ModeName) -> Self {
+        match name {
+            ModeName::Auto => Self::Auto,
+            ModeName::Xdp => Self::Xdp,
+            ModeName::XdpGeneric => Self::XdpGeneric,
+            ModeName::Tc => Self::Tc,
+        }
+    }
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
@@ -225,7 +237,6 @@ impl Run {
         let Later {
             json,
             config,
-            force,
             kill,
             watch,
             dry_run,
@@ -233,7 +244,6 @@ impl Run {
         let given = [
             ("--json", *json),
             ("--config", config.is_some()),
-            ("--force", *force),
             ("--kill", *kill),
             ("--watch", *watch),
             ("--dry-run", *dry_run),
@@ -256,11 +266,17 @@ impl Run {
                  none; leave one of them out",
             ));
         }
-        match self.mode {
-            Mode::Auto | Mode::Tc => Ok(()),
-            Mode::Xdp => Err(not_yet("`--mode xdp`", "type `--mode tc`")),
-            Mode::XdpGeneric => Err(not_yet("`--mode xdp-generic`", "type `--mode tc`")),
+        if self.force && self.mode() == Mode::Tc {
+            return Err(Error::text(
+                "`--force` replaces XDP programs and `--mode tc` uses none; leave one of them out",
+            ));
         }
+        Ok(())
+    }
+
+    /// Whether XDP forwards beside TC.
+    pub fn mode(&self) -> Mode {
+        self.mode.into()
     }
 
     /// The rules with the options that hold for each of them.

@@ -9,6 +9,8 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::{
     Error,
+    accelerate::{self, Mode},
+    accelerator::{Accelerator, DeviceMode, Scene},
     counters::Snapshot,
     dataplane::{Dataplane, Features, FlowTables, Settings, Side},
     host::{
@@ -55,6 +57,10 @@ pub struct Options {
     pub local: bool,
     /// How TCP is carried.
     pub tcp: Tcp,
+    /// Whether XDP forwards beside TC; [`accelerate::check`] must accept it.
+    pub mode: Mode,
+    /// Where it does, it replaces XDP programs of others, until it stops.
+    pub force: bool,
     /// Flows that the tables hold, from 1 to [`settings::MOST_FLOWS`].
     pub max_flows: u32,
     /// The control group whose programs are sent to other hosts; the root of
@@ -80,6 +86,8 @@ pub struct Forwarder {
     /// When that is tried again, unless something changes before.
     again: Option<Instant>,
     ways: Ways,
+    /// XDP, where there is something for it to do.
+    accelerator: Option<Accelerator>,
     /// The targets as they were written last.
     targets: Vec<TargetEntry>,
     chosen: Vec<String>,
@@ -98,6 +106,7 @@ impl Forwarder {
     /// One sentence; nothing is left attached or changed.
     pub async fn start(mut options: Options) -> Result<Self, Error> {
         plan::check(&options.rules)?;
+        options.check_mode()?;
         options
             .rules
             .iter()
@@ -117,10 +126,14 @@ impl Forwarder {
         bpffs::remove_dead(&cookie)?;
         let ways = Ways::find(&handle, &options.rules).await?;
         // Before the first listing, so that no change is missed.
-        let watch = watch::watch(match ways.is_empty() {
+        let mut watch = watch::watch(match ways.is_empty() {
             true => Scope::Devices,
             false => Scope::Routes,
         })?;
+        let accelerator = accelerator(&options, &ways)?;
+        if let Some(group) = accelerator.as_ref().and_then(Accelerator::changes) {
+            watch.hear_of_drivers(group)?;
+        }
 
         let features = match options.tcp {
             Tcp::Auto => Features::probe(release)?,
@@ -140,6 +153,7 @@ impl Forwarder {
             failures: 0,
             again: None,
             ways,
+            accelerator,
             targets: Vec::new(),
             chosen: Vec::new(),
             opened: BTreeSet::new(),
@@ -247,6 +261,12 @@ impl Forwarder {
         self.ways.reach(target)
     }
 
+    /// Which devices have XDP beside TC, and why others have not; empty where
+    /// there is nothing for it to do, or nobody asked.
+    pub fn modes(&self) -> &[DeviceMode] {
+        self.accelerator.as_ref().map_or(&[], Accelerator::modes)
+    }
+
     /// The tables of flows, as they were sized at the start.
     ///
     /// # Errors
@@ -302,7 +322,8 @@ impl Forwarder {
         // The sysctls first: as long as one is set, the programs guard it.
         let restored = self.journal.undo();
         self.dataplane.detach();
-        bpffs::remove(&self.cookie).and(restored)
+        let put_back = self.accelerator.as_mut().map_or(Ok(()), Accelerator::undo);
+        bpffs::remove(&self.cookie).and(restored).and(put_back)
     }
 
     /// Makes LOCALS, the attached devices and the ways to other hosts what the
@@ -311,20 +332,45 @@ impl Forwarder {
         let addresses = devices::addresses(&self.handle).await?;
         self.dataplane.set_locals(&addresses)?;
         let present = devices::list(&self.handle).await?;
-        self.detach_gone(&present);
+        let detached = self.detach_gone(&present);
         let attached = self.attach_all(&present);
         self.chosen = present
             .iter()
             .filter(|device| self.takes(device))
             .map(|d| d.name.clone())
             .collect();
-        self.ways.look_around(&self.handle, present).await?;
-        attached.and(self.write_ways())
+        self.ways.look_around(&self.handle, present.clone()).await?;
+        let accelerated = self.accelerate(&present);
+        detached
+            .and(attached)
+            .and(accelerated)
+            .and(self.write_ways())
     }
 
     async fn follow_routes(&mut self) -> Result<(), Error> {
+        let before = self.ways.devices();
         self.ways.look_at_routes(&self.handle).await?;
+        if self.accelerator.is_some() && self.ways.devices() != before {
+            return self.follow_host().await;
+        }
         self.write_ways()
+    }
+
+    /// TC is there already, and takes what XDP leaves.
+    fn accelerate(&mut self, present: &[Device]) -> Result<(), Error> {
+        let Some(mut accelerator) = self.accelerator.take() else {
+            return Ok(());
+        };
+        let taken = present.iter().filter(|device| self.takes(device));
+        let scene = Scene {
+            present,
+            taken_from: &taken.map(|device| device.index).collect(),
+            targets: &self.ways.devices(),
+        };
+        let followed = accelerator.follow(&mut self.dataplane, &scene);
+        self.ways.express(&accelerator.senders);
+        self.accelerator = Some(accelerator);
+        followed
     }
 
     async fn follow_neighbours(&mut self) -> Result<(), Error> {
@@ -344,7 +390,12 @@ impl Forwarder {
         next_hops.write(|entries| dataplane.set_next_hops(entries))?;
         let homes = &mut ways.homes.table;
         homes.write(|entries| dataplane.set_homes(entries))?;
-        self.write_targets()
+        self.write_targets()?;
+        // Where packets go from now on is learned anew.
+        match self.dataplane.accelerated()[..] {
+            [] => Ok(()),
+            _ => self.dataplane.next_epoch(),
+        }
     }
 
     /// Writes the targets where they are not what was written last.
@@ -361,11 +412,18 @@ impl Forwarder {
         Ok(())
     }
 
-    fn detach_gone(&mut self, present: &[Device]) {
+    fn detach_gone(&mut self, present: &[Device]) -> Result<(), Error> {
         let indexes: BTreeSet<u32> = present.iter().map(|device| device.index).collect();
+        let mut slowed = Ok(());
+        for ifindex in self.dataplane.accelerated() {
+            if !indexes.contains(&ifindex) {
+                slowed = slowed.and(self.dataplane.slow_down(ifindex));
+            }
+        }
         self.dataplane
             .retain(|ifindex, _| indexes.contains(&ifindex));
         self.opened.retain(|ifindex| indexes.contains(ifindex));
+        slowed
     }
 
     /// A device that refuses keeps no other from being served; the first error
@@ -443,6 +501,21 @@ impl Forwarder {
     }
 }
 
+impl Options {
+    /// Whether the mode fits the rules and the interfaces.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Text`].
+    pub fn check_mode(&self) -> Result<(), Error> {
+        let named = match &self.interfaces {
+            Interfaces::Any => None,
+            Interfaces::Named(names) => Some(&names[..]),
+        };
+        accelerate::check(self.mode, named, &self.rules)
+    }
+}
+
 impl Drop for Forwarder {
     fn drop(&mut self) {
         if let Err(error) = self.undo() {
@@ -493,6 +566,19 @@ fn load(options: &Options, features: Features, cookie: &str) -> Result<Dataplane
         let _ = bpffs::remove(cookie);
     }
     loaded
+}
+
+/// XDP, where a rule leads to another host and XDP is not turned down.
+fn accelerator(options: &Options, ways: &Ways) -> Result<Option<Accelerator>, Error> {
+    if ways.is_empty() {
+        return accelerate::nothing_to_do(options.mode)
+            .map_err(Error::machine)
+            .map(|()| None);
+    }
+    match options.mode {
+        Mode::Tc => Ok(None),
+        mode => Accelerator::new(mode, options.force).map(Some),
+    }
 }
 
 /// The interfaces by the names that they have, should others have been typed.

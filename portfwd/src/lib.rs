@@ -5,8 +5,11 @@
 //! that a host has: devices, routes, namespaces, locks, sysctls; [`reach`] says
 //! which way its routes lead to a target, `hops` and `homes` which way back to a
 //! client.
+//! [`accelerate`] decides on which devices XDP helps, `accelerator` does it.
 //! [`Forwarder`] puts them together, [`counters`] is the way back to people.
 
+pub mod accelerate;
+mod accelerator;
 pub mod counters;
 pub mod dataplane;
 pub mod error;
@@ -19,5 +22,6 @@ pub mod reach;
 pub mod rule;
 mod table;
 
+pub use accelerator::DeviceMode;
 pub use error::Error;
 pub use forwarder::{Forwarder, Interfaces, Options, Tcp};

@@ -50,6 +50,9 @@ pub struct Way {
     pub pair: Option<[u8; 6]>,
     /// The target's Ethernet address, where it is known and needed.
     pub neighbour: Option<[u8; 6]>,
+    /// XDP sends by the interface: it learns the next hop where packets leave
+    /// by TC, so none is given to the other end of a pair.
+    pub express: bool,
 }
 
 /// Which clients keep their address on the way to another host.
@@ -86,7 +89,7 @@ impl Way {
     /// Whether packets may be given to the other end of the veth pair itself,
     /// once the target's Ethernet address is known.
     pub const fn may_peer(&self) -> bool {
-        self.pair.is_some() && self.gateway.is_none()
+        self.pair.is_some() && self.gateway.is_none() && !self.express
     }
 
     /// What becomes of the client's address, and why: for people.
@@ -196,6 +199,8 @@ pub(crate) struct Ways {
     looked: bool,
     devices: Vec<Device>,
     defaults: DefaultDevices,
+    /// The devices that XDP sends by.
+    express: BTreeSet<u32>,
     /// The ways back to clients: the next hops by interface, and the interfaces
     /// by network.
     pub(crate) next_hops: NextHops,
@@ -245,6 +250,20 @@ impl Ways {
     /// True where every target is on this host.
     pub(crate) fn is_empty(&self) -> bool {
         self.ways.is_empty()
+    }
+
+    /// The devices that lead to targets.
+    pub(crate) fn devices(&self) -> BTreeSet<u32> {
+        let ways = self.ways.values().flatten();
+        ways.map(|way| way.ifindex).collect()
+    }
+
+    /// From now on XDP sends by these devices.
+    pub(crate) fn express(&mut self, devices: &BTreeSet<u32>) {
+        self.express.clone_from(devices);
+        for way in self.ways.values_mut().flatten() {
+            way.express = devices.contains(&way.ifindex);
+        }
     }
 
     /// Does a target's neighbour matter?
@@ -307,7 +326,10 @@ impl Ways {
 
     async fn look(&mut self, handle: &Handle) -> Result<(), Error> {
         for (addr, known) in &mut self.ways {
-            let way = way_to(handle, *addr, &self.devices, &self.defaults).await?;
+            let mut way = way_to(handle, *addr, &self.devices, &self.defaults).await?;
+            if let Some(way) = &mut way {
+                way.express = self.express.contains(&way.ifindex);
+            }
             let again = way.is_some() && !self.reached.insert(*addr);
             if self.looked
                 && let Some(change) = change(*addr, known.as_ref(), way.as_ref(), again)
@@ -360,6 +382,7 @@ async fn way_to(
         kind: device.map(|device| device.link),
         pair: device.filter(|device| device.leads_out).and_then(|d| d.mac),
         neighbour: None,
+        express: false,
     };
     if way.may_peer() {
         way.neighbour = routes::neighbour(handle, way.ifindex, addr).await?;
@@ -416,6 +439,7 @@ mod tests {
             kind: Some(Link::Ethernet),
             pair: None,
             neighbour: None,
+            express: false,
         }
     }
 
@@ -622,7 +646,14 @@ mod tests {
             gateway: behind("10.0.0.254").gateway,
             ..known
         };
+        let express = Way {
+            express: true,
+            gateway: None,
+            ..routed.clone()
+        };
         assert!(!routed.may_peer());
         assert_eq!(flags(routed, AUTO), 0);
+        assert!(!express.may_peer());
+        assert_eq!(flags(express, AUTO) & TargetEntry::PEER, 0);
     }
 }

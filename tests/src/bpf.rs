@@ -18,11 +18,16 @@ const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
 const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+const BPF_PROG_TYPE_XDP: u32 = 6;
+const BPF_XDP: u32 = 37;
+/// XDP_FLAGS_DRV_MODE of linux/if_link.h.
+const XDP_DRV_MODE: u32 = 1 << 2;
 /// BPF_CGROUP_INET4_CONNECT and INET6, UDP4_SENDMSG and UDP6, UDP4_RECVMSG and
 /// UDP6, INET4_GETPEERNAME and INET6.
 const BPF_CGROUP_CALLS: [u32; 8] = [10, 11, 14, 15, 19, 20, 29, 30];
@@ -42,6 +47,8 @@ const SKB_PROTOCOL: i16 = 16;
 
 /// TC_ACT_UNSPEC: on to the next program.
 const NEXT: i32 = -1;
+/// On to the stack.
+const XDP_PASS: i32 = 2;
 
 /// The side of a device that a program stands on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,6 +194,55 @@ impl Spoiler {
             _link: link(ns, device, Side::Ingress, &program, BPF_F_BEFORE)?,
         })
     }
+}
+
+/// An XDP program of another that passes everything on.
+#[derive(Debug)]
+pub struct XdpPass(OwnedFd);
+
+impl XdpPass {
+    /// Attaches it as `ip link set xdp` does: it stays until somebody takes it
+    /// off.
+    #[track_caller]
+    pub fn leave_on(ns: &Netns, device: &str) {
+        let Self(program) = Self::load();
+        let name = format!("{}-xdp", ns.name());
+        ns.sh("mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf");
+        let path = CString::new(format!("/sys/fs/bpf/{name}")).expect("a path");
+        let attributes = ObjectGet {
+            path: path.as_ptr() as u64,
+            descriptor: program.as_raw_fd() as u32,
+            flags: 0,
+        };
+        // SAFETY: the path outlives the call and ends in a zero.
+        unsafe { bpf(BPF_OBJ_PIN, &attributes) }.expect("a bpffs is mounted");
+        let command = format!("ip link set dev {device} xdpdrv pinned /sys/fs/bpf/{name}");
+        let attached = ns.command("sh").args(["-ec", &command]).status();
+        fs::remove_file(format!("/sys/fs/bpf/{name}")).expect("it was pinned");
+        assert!(attached.is_ok_and(|status| status.success()), "{command}");
+    }
+
+    /// Attaches it by a link, which ends when it is dropped.
+    #[track_caller]
+    pub fn link(ns: &Netns, device: &str) -> OwnedFd {
+        let Self(program) = Self::load();
+        link_as(ns, device, BPF_XDP, &program, XDP_DRV_MODE).expect("the hook is free")
+    }
+
+    fn load() -> Self {
+        let code = [set(0, XDP_PASS), EXIT];
+        load_as(BPF_PROG_TYPE_XDP, &code)
+            .map(Self)
+            .expect("the verifier accepts it")
+    }
+}
+
+/// The id of the XDP program on a device.
+#[track_caller]
+pub fn xdp_program(ns: &Netns, device: &str) -> Option<u32> {
+    let line = ns.sh(&format!("ip -o link show dev {device}"));
+    let (_, id) = line.split_once("prog/xdp id ")?;
+    id.split_whitespace().next()?.parse().ok()
 }
 
 /// A pinned map, for what tests ask of its size.
@@ -498,8 +554,12 @@ fn counters() -> io::Result<OwnedFd> {
 }
 
 fn load(code: &[Instruction]) -> io::Result<OwnedFd> {
+    load_as(BPF_PROG_TYPE_SCHED_CLS, code)
+}
+
+fn load_as(program_type: u32, code: &[Instruction]) -> io::Result<OwnedFd> {
     let attributes = ProgramLoad {
-        program_type: BPF_PROG_TYPE_SCHED_CLS,
+        program_type,
         instructions: code.len() as u32,
         code: code.as_ptr() as u64,
         license: c"GPL".as_ptr() as u64,
@@ -523,10 +583,20 @@ fn link(
     program: &OwnedFd,
     flags: u32,
 ) -> io::Result<OwnedFd> {
+    link_as(ns, device, side.attach_type(), program, flags)
+}
+
+fn link_as(
+    ns: &Netns,
+    device: &str,
+    attach_type: u32,
+    program: &OwnedFd,
+    flags: u32,
+) -> io::Result<OwnedFd> {
     let attributes = LinkCreate {
         program: program.as_raw_fd() as u32,
         ifindex: ns.ifindex(device),
-        attach_type: side.attach_type(),
+        attach_type,
         flags,
         relative: 0,
         padding: 0,

@@ -9,6 +9,7 @@ use std::{
 use crate::{
     Cgroup, Family, Nat, Netns, Node, Portfwd, TcpServer, UdpServer, Watch, Watchers,
     relay::{DIALLED, SERVICE},
+    state::devices,
     world::{INSIDE, Network, OUTSIDE, text},
 };
 
@@ -94,7 +95,7 @@ pub struct Site {
     /// What the programs of the host that dial belong to.
     pub cgroup: Cgroup,
     place: Place,
-    _switches: Vec<Netns>,
+    switches: Vec<Netns>,
 }
 
 impl Site {
@@ -229,7 +230,7 @@ impl Site {
             gateway,
             cgroup: Cgroup::new(),
             place,
-            _switches: switches,
+            switches,
         }
     }
 
@@ -280,6 +281,47 @@ impl Site {
                 "ip {option} rule add from {target} to {client} lookup 100
                  ip {option} route replace default via {host} table 100"
             ));
+        }
+    }
+
+    /// The cables of the host become wires, which NICs with XDP have: nobody
+    /// hands it a checksum to complete, and what XDP sends arrives.
+    #[must_use]
+    #[track_caller]
+    pub fn wired(self) -> Self {
+        for node in [&self.remote, &self.neighbour, &self.target] {
+            node.ns.sh("ethtool -K eth0 tx off >/dev/null");
+        }
+        if let Some(gateway) = &self.gateway {
+            gateway.sh("for d in eth0 eth1; do ethtool -K $d tx off >/dev/null; done");
+        }
+        for switch in &self.switches {
+            let port = format!("veth{HOST}");
+            if devices(switch).contains(&port) {
+                switch.sh(&format!("ethtool -K {port} gro on >/dev/null"));
+            }
+        }
+        self
+    }
+
+    /// The address by which the target sees a client.
+    pub fn seen(&self, nat: Nat, who: Who, family: Family) -> IpAddr {
+        if self.keeps(nat, who) {
+            self.node(who).address(family)
+        } else {
+            self.towards_target(family)
+        }
+    }
+
+    fn keeps(&self, nat: Nat, who: Who) -> bool {
+        let away_from_target = who == Who::Remote;
+        // No gateway on the way, and not by the device of the default route.
+        let sure_to_return = matches!(self.place, Place::AnotherInterface | Place::Container);
+        match (who, nat) {
+            // A host takes no packet from its own address; the host is itself.
+            (Who::Target | Who::Host, _) | (_, Nat::Masquerade) => false,
+            (_, Nat::Preserve) => true,
+            (_, Nat::Auto) => away_from_target && sure_to_return,
         }
     }
 

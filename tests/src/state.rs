@@ -151,8 +151,14 @@ pub fn cookie(ns: &Netns) -> String {
     }
 }
 
-/// Every readable file below /proc/sys/net with its value. What counts what
-/// goes on is no setting.
+/// Counts what goes on, or is one for the whole machine, which others may set.
+const NO_SETTINGS: [&str; 3] = [
+    "nf_conntrack_count",
+    "nf_conntrack_max",
+    "nf_conntrack_buckets",
+];
+
+/// Every readable file below /proc/sys/net with its value.
 fn sysctls(ns: &Netns) -> BTreeSet<String> {
     ns.enter(|| {
         let mut lines = BTreeSet::new();
@@ -162,7 +168,7 @@ fn sysctls(ns: &Netns) -> BTreeSet<String> {
                 let path = entry.path();
                 if path.is_dir() {
                     folders.push(path);
-                } else if !path.ends_with("nf_conntrack_count")
+                } else if !NO_SETTINGS.iter().any(|name| path.ends_with(name))
                     && let Ok(value) = fs::read_to_string(&path)
                 {
                     lines.insert(format!("{} = {}", path.display(), value.trim()));

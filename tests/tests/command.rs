@@ -17,9 +17,10 @@ const CAPABILITIES: [libc::c_ulong; 3] = [12, 21, 39];
 const UNAME26: libc::c_ulong = 0x0002_0000;
 
 /// Options of the contract that are built, as --help shows them.
-const OPTIONS: [&str; 12] = [
+const OPTIONS: [&str; 13] = [
     "-i, --iface",
     "-m, --mode",
+    "--force",
     "--netns",
     "--name",
     "--from",
@@ -33,11 +34,10 @@ const OPTIONS: [&str; 12] = [
 ];
 
 /// Those that are not, each as it is typed, and as the refusal names it.
-const LATER_OPTIONS: [(&[&str], &str); 7] = [
+const LATER_OPTIONS: [(&[&str], &str); 6] = [
     (&["--json"], "`--json`"),
     (&["-f", "rules.toml"], "`--config`"),
     (&["--config", "rules.toml"], "`--config`"),
-    (&["--force"], "`--force`"),
     (&["--kill"], "`--kill`"),
     (&["--watch"], "`--watch`"),
     (&["--dry-run"], "`--dry-run`"),
@@ -282,7 +282,7 @@ const TEXT: &[Row] = &[
     (
         &["--mode", "xyz", "80:5000"],
         2,
-        &["'xyz'", "--mode", "auto, tc"],
+        &["'xyz'", "--mode", "auto, xdp, xdp-generic, tc"],
     ),
     (
         &["--nat", "always", "80:5000"],
@@ -325,17 +325,33 @@ const TEXT: &[Row] = &[
     (&["-i", "", "80:5000"], 2, &["--iface", "value"]),
     (&["--netns", "", "80:5000"], 2, &["--netns", "value"]),
     (&["-v", "run", "80:5000"], 2, &["`run`", "first"]),
+    // Modes.
+    (
+        &["--mode", "xdp", "80:10.0.0.5:8080"],
+        2,
+        &["`--mode xdp`", "`any`", "`-i eth0`"],
+    ),
+    (
+        &["-m", "xdp-generic", "-i", "any", "80:10.0.0.5:8080"],
+        2,
+        &["`--mode xdp-generic`", "`any`", "`-i eth0`"],
+    ),
+    (
+        &["-m", "xdp", "-i", "lo", "80:10.0.0.5:8080"],
+        2,
+        &["`--mode xdp`", "`lo` stays on TC"],
+    ),
+    (
+        &["-m", "xdp", "-i", "eth0", "80:5000", "81:127.0.0.1:5000"],
+        2,
+        &["`--mode xdp`", "nothing to do", "leave it out"],
+    ),
+    (
+        &["-m", "tc", "--force", "80:5000"],
+        2,
+        &["`--force`", "`--mode tc`"],
+    ),
     // What comes later.
-    (
-        &["--mode", "xdp", "80:5000"],
-        2,
-        &["`--mode xdp`", "not yet", "`--mode tc`"],
-    ),
-    (
-        &["-m", "xdp-generic", "80:5000"],
-        2,
-        &["`--mode xdp-generic`", "not yet", "`--mode tc`"],
-    ),
     (
         &["80:10.0.0.2:8080,10.0.0.3:8080*3"],
         2,
@@ -372,6 +388,42 @@ const MACHINE: &[Row] = &[
         1,
         &["port0", "port of br0", "name br0"],
     ),
+    // A mode that cannot work.
+    (
+        &["-m", "xdp", "-i", "eth0", "80:192.0.2.1:5000"],
+        1,
+        &["`--mode xdp`", "nothing to do", "leave it out"],
+    ),
+    (
+        &["-m", "xdp", "-i", "eth0", "80:192.0.2.9:5000"],
+        1,
+        &[
+            "`--mode xdp`",
+            "eth0",
+            "XDP can send by no device",
+            "GRO on",
+        ],
+    ),
+    (
+        &["-m", "xdp", "-i", "br0", "80:192.0.2.9:5000"],
+        1,
+        &["`--mode xdp`", "br0", "driver has no XDP", "`--mode auto`"],
+    ),
+    (
+        &["-m", "xdp", "-i", "tun0", "80:192.0.2.9:5000"],
+        1,
+        &["`--mode xdp`", "tun0", "no Ethernet header"],
+    ),
+    (
+        &["-m", "xdp-generic", "-i", "gro0", "80:192.0.2.9:5000"],
+        1,
+        &["`--mode xdp-generic`", "GRO", "`ethtool -K gro0 gro off`"],
+    ),
+    (
+        &["-m", "xdp-generic", "-i", "far0", "80:192.0.2.9:5000"],
+        1,
+        &["`--mode xdp-generic`", "far0", "its index is 65536 or more"],
+    ),
     (
         &["--netns", "nowhere", "80:5000"],
         1,
@@ -390,12 +442,17 @@ const MACHINE: &[Row] = &[
     ),
 ];
 
-/// A host with `eth0` and a bridge `br0` whose port is `port0`.
+/// A host with `eth0` and a bridge `br0` whose port is `port0`; without
+/// addresses, one without an Ethernet header, one that puts packets together,
+/// and one with a high index.
 fn host() -> Netns {
     let ns = Netns::new();
     ns.ip("link add eth0 type veth peer name wire
          link add port0 type veth peer name cable
          link add br0 type bridge
+         link add gro0 type veth peer name pulse
+         link add far0 index 70000 type veth peer name away
+         tuntap add dev tun0 mode tun
          link set port0 master br0
          link set wire up
          link set eth0 up
@@ -407,6 +464,7 @@ fn host() -> Netns {
     for device in ["eth0", "wire", "port0", "cable", "br0"] {
         ns.until_running(device);
     }
+    ns.sh("ethtool -K gro0 gro on");
     ns
 }
 
@@ -701,7 +759,7 @@ fn help_and_version_are_on_stdout() {
             let listed = |line: &str| line.split_whitespace().next() == Some(verb);
             assert!(!help.lines().any(listed), "{verb} is not built:\n{help}");
         }
-        for word in ["-f,", "xdp", "sctp"] {
+        for word in ["-f,", "sctp"] {
             assert!(!help.contains(word), "{word} is not built:\n{help}");
         }
     }

@@ -8,28 +8,6 @@ use portfwd_tests::{
     relay::{DIALLED, SERVICE, rules},
 };
 
-/// The address by which the target sees a client, with the client's own port
-/// or another.
-fn seen(site: &Site, place: Place, nat: Nat, who: Who, family: Family) -> IpAddr {
-    if is_kept(place, nat, who) {
-        site.node(who).address(family)
-    } else {
-        site.towards_target(family)
-    }
-}
-
-fn is_kept(place: Place, nat: Nat, who: Who) -> bool {
-    let away_from_target = who == Who::Remote;
-    // No gateway on the way, and not by the device of the default route.
-    let sure_to_return = matches!(place, Place::AnotherInterface | Place::Container);
-    match (who, nat) {
-        // A host takes no packet from its own address; the host is itself.
-        (Who::Target | Who::Host, _) | (_, Nat::Masquerade) => false,
-        (_, Nat::Preserve) => true,
-        (_, Nat::Auto) => away_from_target && sure_to_return,
-    }
-}
-
 #[track_caller]
 fn all_are_served(place: Place) {
     for nat in Nat::ALL {
@@ -39,7 +17,7 @@ fn all_are_served(place: Place) {
             for who in Who::OTHERS {
                 for remote in site.dialled(family) {
                     let cell = format!("{place:?} {nat:?} {who:?} to {remote}");
-                    let peer = seen(&site, place, nat, who, family);
+                    let peer = site.seen(nat, who, family);
                     is_served(site.node(who), remote, peer, &cell);
                 }
             }

@@ -4,7 +4,7 @@ use portfwd_common::{Addr, Family, Proto};
 
 use super::Machine;
 use crate::{
-    hook::{Frame, Hook, Room, SocketState, Steering, UdpSocket, Way},
+    hook::{Express, Frame, Hook, Link, Readable, Room, SocketState, Steering, UdpSocket, Way},
     packet::{ETH_P_IP, ETH_P_IPV6, Packet, Tuple},
     relay,
     remember::{self, Reserved},
@@ -35,6 +35,8 @@ pub struct Buffer<'a> {
     pub rewrites: u32,
     /// The way that it was sent to another host.
     pub sent: Option<Way>,
+    /// The Ethernet addresses that it leaves with.
+    pub addresses: Option<Link>,
     machine: &'a Machine,
     /// Bytes that are readable so far.
     linear: usize,
@@ -62,6 +64,7 @@ impl<'a> Buffer<'a> {
             partial: false,
             rewrites: 0,
             sent: None,
+            addresses: None,
             machine,
             linear: 0,
         }
@@ -118,6 +121,57 @@ impl<'a> Buffer<'a> {
         self.bytes[at..at + to.len()].copy_from_slice(to);
     }
 
+    /// Writes a tuple and hops, with the sums that cover them.
+    fn replace(&mut self, packet: &Packet, to: &Tuple, hops: u8) {
+        self.rewrites += 1;
+        let from = &packet.tuple;
+        let (old, new) = (from.port_word().to_ne_bytes(), to.port_word().to_ne_bytes());
+        if old != new {
+            self.replace_l4(packet, &old, &new, false);
+            let at = usize::from(packet.transport);
+            self.bytes[at..at + 4].copy_from_slice(&new);
+        }
+        let (src, dst) = match packet.family {
+            Family::V4 => (IPV4_SRC, IPV4_DST),
+            Family::V6 => (IPV6_SRC, IPV6_DST),
+        };
+        self.replace_address(packet, src, &from.src, &to.src);
+        self.replace_address(packet, dst, &from.dst, &to.dst);
+        self.set_hops(packet, hops);
+    }
+
+    /// The calls that a rewrite takes at TC.
+    fn tally_rewrite(&self, packet: &Packet, to: &Tuple, hops: u8) {
+        let from = &packet.tuple;
+        let ports_change = from.port_word() != to.port_word();
+        let addrs_change = (from.src, from.dst) != (to.src, to.dst);
+        let stores = match packet.family {
+            Family::V4 if packet.transport == 20 => 1,
+            Family::V4 => 2,
+            Family::V6 => 1 + u32::from(addrs_change) + u32::from(hops != packet.hops),
+        };
+        let tally = &self.machine.tally;
+        for _ in 0..u32::from(ports_change) + u32::from(addrs_change) {
+            tally.helper("l4_csum_replace");
+        }
+        for _ in 0..stores {
+            tally.helper("skb_store_bytes");
+        }
+    }
+
+    fn set_hops(&mut self, packet: &Packet, hops: u8) {
+        match packet.family {
+            Family::V4 => {
+                let [ttl, protocol] = [self.bytes[IPV4_TTL], self.bytes[IPV4_TTL + 1]];
+                let (from, to) = ([ttl, protocol], [hops, protocol]);
+                let checksum = updated(self.word(IPV4_CHECKSUM), &from, &to);
+                self.set_word(IPV4_CHECKSUM, checksum);
+                self.bytes[IPV4_TTL] = hops;
+            }
+            Family::V6 => self.bytes[IPV6_HOP_LIMIT] = hops,
+        }
+    }
+
     fn word(&self, at: usize) -> u16 {
         u16::from_be_bytes([self.bytes[at], self.bytes[at + 1]])
     }
@@ -127,7 +181,7 @@ impl<'a> Buffer<'a> {
     }
 }
 
-impl Hook for Buffer<'_> {
+impl Readable for Buffer<'_> {
     fn frame(&self) -> Frame {
         Frame {
             len: self.bytes.len() as u32,
@@ -147,8 +201,23 @@ impl Hook for Buffer<'_> {
         }
         Some(words)
     }
+}
+
+impl Express for Buffer<'_> {
+    fn express(&mut self, packet: &Packet, to: &Tuple, link: &Link) -> bool {
+        self.replace(packet, to, packet.hops - 1);
+        self.addresses = Some(*link);
+        true
+    }
+}
+
+impl Hook for Buffer<'_> {
+    fn link(&self) -> Option<Link> {
+        self.addresses
+    }
 
     fn copy(&self, offset: u16, to: &mut [u8; 64], len: u32) -> bool {
+        self.machine.tally.helper("skb_load_bytes");
         let (from, len) = (usize::from(offset), len as usize);
         let Some(bytes) = self.bytes.get(from..from + len) else {
             return false;
@@ -177,22 +246,13 @@ impl Hook for Buffer<'_> {
         self.machine.steer(packet, addr, port)
     }
 
-    fn rewrite(&mut self, packet: &Packet, to: &Tuple) {
-        self.rewrites += 1;
-        let from = &packet.tuple;
-        let (old, new) = (ports(from), ports(to));
-        self.replace_l4(packet, &old, &new, false);
-        let at = usize::from(packet.transport);
-        self.bytes[at..at + 4].copy_from_slice(&new);
-        let (src, dst) = match packet.family {
-            Family::V4 => (IPV4_SRC, IPV4_DST),
-            Family::V6 => (IPV6_SRC, IPV6_DST),
-        };
-        self.replace_address(packet, src, &from.src, &to.src);
-        self.replace_address(packet, dst, &from.dst, &to.dst);
+    fn rewrite(&mut self, packet: &Packet, to: &Tuple, hops: u8) {
+        self.tally_rewrite(packet, to, hops);
+        self.replace(packet, to, hops);
     }
 
     fn room(&self, packet: &Packet, ifindex: u32) -> Room {
+        self.machine.tally.helper("check_mtu");
         let mtu = self.machine.mtu(ifindex);
         let len = match self.link.gso_size {
             0 => packet.len,
@@ -206,26 +266,16 @@ impl Hook for Buffer<'_> {
     }
 
     fn reserve_next<T: Tables>(&self, tables: &T, draft: &mut Draft) -> Reserved {
+        self.machine.tally.lookup("DRAFT");
         remember::reserve_next(self, tables, draft)
-    }
-
-    fn hop(&mut self, packet: &Packet) {
-        match packet.family {
-            Family::V4 => {
-                let [ttl, protocol] = [self.bytes[IPV4_TTL], self.bytes[IPV4_TTL + 1]];
-                let (from, to) = ([ttl, protocol], [ttl - 1, protocol]);
-                let checksum = updated(self.word(IPV4_CHECKSUM), &from, &to);
-                self.set_word(IPV4_CHECKSUM, checksum);
-                self.bytes[IPV4_TTL] -= 1;
-            }
-            Family::V6 => self.bytes[IPV6_HOP_LIMIT] -= 1,
-        }
     }
 
     fn set_mss(&mut self, packet: &Packet, offset: u16, from: u16, to: u16) {
         let (mut old, mut new) = (from.to_be_bytes(), to.to_be_bytes());
         let at = usize::from(offset);
         self.bytes[at..at + 2].copy_from_slice(&new);
+        self.machine.tally.helper("skb_store_bytes");
+        self.machine.tally.helper("l4_csum_replace");
         if (offset - packet.transport) % 2 == 1 {
             old.reverse();
             new.reverse();
@@ -234,19 +284,19 @@ impl Hook for Buffer<'_> {
     }
 
     fn send(&mut self, way: &Way) {
+        if way.peer {
+            self.machine.tally.helper("skb_store_bytes");
+            self.machine.tally.helper("redirect_peer");
+        } else {
+            self.machine.tally.helper("redirect_neigh");
+        }
         self.sent = Some(*way);
     }
 
     fn relay(&mut self, draft: &mut Draft) {
+        self.machine.tally.lookup("DRAFT");
         relay::send(self, draft);
     }
-}
-
-/// Both ports as they lie in the header.
-fn ports(tuple: &Tuple) -> [u8; 4] {
-    let [a, b] = tuple.sport.to_be_bytes();
-    let [c, d] = tuple.dport.to_be_bytes();
-    [a, b, c, d]
 }
 
 /// A checksum after `from` became `to` in what it covers (RFC 1624, equation

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 
 use portfwd_common::{Addr, Family, Proto};
 
+use super::Tally;
 use crate::{
     hook::{LISTEN, NO_SOCKET, SocketState, Steering, UdpSocket},
     packet::{Packet, Tuple},
@@ -24,6 +25,8 @@ pub struct Listener {
 /// Sockets and addresses of a machine.
 #[derive(Clone, Debug, Default)]
 pub struct Machine {
+    /// Calls that concern a packet, a socket or a route.
+    pub tally: Tally,
     /// Its addresses; those of 127.0.0.0/8 and `::1` need not be named.
     pub addresses: Vec<Addr>,
     /// It forwards, so the kernel says which addresses are its own.
@@ -96,24 +99,32 @@ impl Machine {
     }
 
     pub(super) fn may_be_local(&self, packet: &Packet) -> bool {
+        self.tally.helper("fib_lookup");
         let dst = &packet.tuple.dst;
         !self.forwards || dst.is_loopback() || self.addresses.contains(dst)
     }
 
     pub(super) fn tcp_socket(&self, family: Family, tuple: &Tuple) -> SocketState {
+        self.tally.helper("skc_lookup_tcp");
         let connections = self.connections.borrow();
         let connection = connections.iter().find(|(of, _)| of == tuple);
-        match connection {
+        let state = match connection {
             Some((_, state)) => *state,
             None if self.listener(family, &tuple.dst, tuple.dport).is_some() => LISTEN,
             None => NO_SOCKET,
+        };
+        if state != NO_SOCKET {
+            self.tally.helper("sk_release");
         }
+        state
     }
 
     pub(super) fn udp_socket(&self, family: Family, tuple: &Tuple) -> UdpSocket {
+        self.tally.helper("sk_lookup_udp");
         let takes =
             |(addr, port): &(_, u16)| *port == tuple.dport && takes(addr, family, &tuple.dst);
         if self.udp.iter().any(takes) {
+            self.tally.helper("sk_release");
             UdpSocket::Bound
         } else {
             UdpSocket::None
@@ -129,13 +140,27 @@ impl Machine {
     }
 
     pub(super) fn steer(&self, packet: &Packet, addr: &Addr, port: u16) -> Steering {
-        match self.listener(packet.family, addr, port) {
+        self.tally.helper("skc_lookup_tcp");
+        let listener = self.listener(packet.family, addr, port);
+        if listener.is_some() {
+            self.tally.helper("sk_release");
+        }
+        if listener.is_some() && packet.is_ack() {
+            self.tally.helper("skb_load_bytes");
+            self.tally.helper("skb_load_bytes");
+            self.tally.helper("tcp_check_syncookie");
+        }
+        match listener {
             None => Steering::NoListener,
-            Some(listener) if listener.refuses => Steering::Refused,
+            Some(listener) if listener.refuses => {
+                self.tally.helper("sk_assign");
+                Steering::Refused
+            }
             Some(_) if packet.is_ack() && !self.cookies.contains(&packet.ack) => {
                 Steering::NoHandshake
             }
             Some(_) => {
+                self.tally.helper("sk_assign");
                 self.steered.borrow_mut().push((*addr, port));
                 Steering::Assigned {
                     cookie: packet.is_ack(),

@@ -12,42 +12,23 @@ use std::{
 };
 
 use portfwd_common::{
-    Addr, ClaimKey, Family, Flow, FlowKey, FromKey, Peer, PeerKey, PortEntry, Proto, RuleCounters,
-    RuleEntry, TargetEntry, Timeouts, Verdict,
+    Addr, ClaimKey, Device, Flow, FlowKey, FromKey, Mac, Peer, PeerKey, PortEntry, Proto,
+    RuleCounters, RuleEntry, TargetEntry, Timeouts, Verdict, device::Confirmed, names,
 };
 
-use super::Forward;
-use crate::{
-    hook::Way,
-    mss::Options,
-    packet::{Packet, Tuple},
-    place::Placement,
-    tables::{Count, Draft, Life, Marks, NotInserted, Table, Tables},
+use super::{
+    Forward, Tally, WhenFull, draft,
+    entries::{Entries, name},
 };
-
-/// What a flow table does with an entry that it has no room for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum WhenFull {
-    /// It takes the place of the entry that was used least recently.
-    Evict,
-    /// It is refused.
-    Refuse,
-}
+use crate::tables::{Count, Draft, Life, Marks, NotInserted, Table, Tables};
 
 /// What runs in the middle of another walk: the other CPU.
 type Interruption = Box<dyn FnOnce(&Memory)>;
 
-/// One flow table.
-#[derive(Default)]
-struct Entries {
-    flows: HashMap<FlowKey, &'static Flow>,
-    /// When each entry was used last, by [`Memory::calls`].
-    used: HashMap<FlowKey, u64>,
-    capacity: usize,
-}
-
 /// The tables, filled by tests.
 pub struct Memory {
+    /// Calls that concern a map or the clock.
+    pub tally: Tally,
     /// Seconds.
     pub clock: Cell<u32>,
     /// Bank in use.
@@ -70,6 +51,12 @@ pub struct Memory {
     pub next_hops: RefCell<Vec<(u32, Addr, Addr)>>,
     /// Clients whose network one interface leads to, and its index.
     pub homes: RefCell<Vec<(Addr, u32)>>,
+    /// Devices as the accelerator knows them, by index.
+    pub devices: RefCell<HashMap<u32, Device>>,
+    /// The epoch of next hops.
+    pub epoch: Cell<u8>,
+    /// The confirmed next hops, by slot.
+    pub confirmed: RefCell<HashMap<u32, Confirmed>>,
     /// Ports that this host gives its own connections, first and last.
     pub local_ports: Cell<(u16, u16)>,
     /// Calls on the flow tables so far.
@@ -87,6 +74,8 @@ pub struct Memory {
     calls_by_verdict: RefCell<HashMap<Verdict, u64>>,
     counters: RefCell<HashMap<u32, RuleCounters>>,
     interruption: RefCell<Option<(u64, Interruption)>>,
+    /// What the last walk left in the draft, unless one is on its way.
+    draft: Cell<Option<Draft>>,
 }
 
 impl fmt::Debug for Memory {
@@ -115,6 +104,7 @@ impl Memory {
             })
         };
         Self {
+            tally: Tally::default(),
             clock: Cell::new(1_000),
             bank: Cell::new(0),
             steers: Cell::new(true),
@@ -126,6 +116,9 @@ impl Memory {
             remotes: RefCell::default(),
             next_hops: RefCell::default(),
             homes: RefCell::default(),
+            devices: RefCell::default(),
+            epoch: Cell::new(1),
+            confirmed: RefCell::default(),
             local_ports: Cell::new((32_768, 60_999)),
             calls: Cell::new(0),
             ports: RefCell::default(),
@@ -141,6 +134,7 @@ impl Memory {
             calls_by_verdict: RefCell::default(),
             counters: RefCell::default(),
             interruption: RefCell::default(),
+            draft: Cell::new(Some(draft::EMPTY)),
         }
     }
 
@@ -196,6 +190,12 @@ impl Memory {
     pub fn mark(&self, proto: Proto, port: u16, bits: u32) {
         let mut ports = self.ports.borrow_mut();
         ports.entry((self.bank.get(), proto, port)).or_default().0 |= bits;
+    }
+
+    /// Clears bits of a port in the bank in use.
+    pub fn unmark(&self, proto: Proto, port: u16, bits: u32) {
+        let mut ports = self.ports.borrow_mut();
+        ports.entry((self.bank.get(), proto, port)).or_default().0 &= !bits;
     }
 
     /// Writes a target entry.
@@ -263,6 +263,11 @@ impl Memory {
         counters.get(&slot).copied().unwrap_or_default()
     }
 
+    /// Ends a walk: the next one on this CPU finds the draft as it was left.
+    pub(super) fn keep(&self, draft: &Draft) {
+        self.draft.set(Some(*draft));
+    }
+
     /// Lets another CPU run just before the call number `call` (from 0) on a
     /// flow table from now on.
     pub fn interrupt(&self, call: u64, other: impl FnOnce(&Self) + 'static) {
@@ -322,15 +327,9 @@ impl Memory {
     }
 }
 
-impl Entries {
-    fn forget(&mut self, key: &FlowKey) -> bool {
-        self.used.remove(key);
-        self.flows.remove(key).is_some()
-    }
-}
-
 impl Tables for Memory {
     fn now(&self) -> u32 {
+        self.tally.helper("jiffies64");
         self.clock.get()
     }
 
@@ -349,6 +348,7 @@ impl Tables for Memory {
     }
 
     fn next_hop(&self, ifindex: u32, addr: &Addr, hop: &mut Addr) {
+        self.tally.lookup(names::NEXT_HOPS);
         let hops = self.next_hops.borrow();
         let found = hops
             .iter()
@@ -359,12 +359,14 @@ impl Tables for Memory {
     }
 
     fn home(&self, addr: &Addr) -> u32 {
+        self.tally.lookup(names::HOMES);
         let homes = self.homes.borrow();
         let home = homes.iter().find(|(of, _)| of == addr);
         home.map_or(0, |(_, ifindex)| *ifindex)
     }
 
     fn is_remote(&self, addr: &Addr) -> bool {
+        self.tally.lookup(names::REMOTES);
         self.remotes.borrow().contains(addr)
     }
 
@@ -377,6 +379,7 @@ impl Tables for Memory {
     }
 
     fn port(&self, proto: Proto, port: u16) -> PortEntry {
+        self.tally.lookup(names::PORTS);
         let ports = self.ports.borrow();
         let entry = ports.get(&(self.bank.get(), proto, port));
         entry.copied().unwrap_or_default()
@@ -387,18 +390,22 @@ impl Tables for Memory {
     }
 
     fn claim(&self, key: &ClaimKey) -> Option<u32> {
+        self.tally.lookup(names::CLAIMS);
         self.claims.borrow().get(key).copied()
     }
 
     fn rule(&self, slot: u32) -> Option<RuleEntry> {
+        self.tally.lookup(names::RULES);
         self.rules.borrow().get(&slot).copied()
     }
 
     fn target(&self, index: u32) -> Option<&TargetEntry> {
+        self.tally.lookup(names::TARGETS);
         self.targets.borrow().get(&index).copied()
     }
 
     fn lists(&self, key: &FromKey) -> bool {
+        self.tally.lookup(names::FROM);
         let slot = u32::from_be(key.slot);
         let addr = u128::from_be_bytes(key.addr.octets());
         self.sources.borrow().iter().any(|(of, prefix, bits)| {
@@ -409,14 +416,38 @@ impl Tables for Memory {
     }
 
     fn is_own(&self, addr: &Addr) -> bool {
+        self.tally.lookup(names::LOCALS);
         self.own.borrow().contains(addr)
     }
 
     fn guards(&self, ifindex: u32) -> bool {
+        self.tally.lookup(names::GUARDED);
         self.guarded.borrow().contains(&ifindex)
     }
 
+    fn device(&self, ifindex: u32) -> Device {
+        self.tally.lookup(names::DEVICES);
+        let devices = self.devices.borrow();
+        devices.get(&ifindex).copied().unwrap_or_default()
+    }
+
+    fn epoch(&self) -> u8 {
+        self.epoch.get()
+    }
+
+    fn confirmed(&self, slot: u32) -> Confirmed {
+        self.tally.lookup(names::CONFIRMED);
+        let confirmed = self.confirmed.borrow();
+        confirmed.get(&slot).copied().unwrap_or_default()
+    }
+
+    fn confirm(&self, slot: u32, confirmed: Confirmed) {
+        self.tally.lookup(names::CONFIRMED);
+        self.confirmed.borrow_mut().insert(slot, confirmed);
+    }
+
     fn flow(&self, table: Table, key: &FlowKey) -> Option<&Flow> {
+        self.tally.on("lookup", name(table));
         self.step();
         let mut entries = self.table(table).borrow_mut();
         let flow = entries.flows.get(key).copied()?;
@@ -425,6 +456,7 @@ impl Tables for Memory {
     }
 
     fn insert(&self, table: Table, key: &FlowKey, flow: &Flow) -> Result<(), NotInserted> {
+        self.tally.on("update", name(table));
         self.step();
         if self.table(table).borrow().flows.contains_key(key) {
             return Err(NotInserted::Exists);
@@ -433,16 +465,19 @@ impl Tables for Memory {
     }
 
     fn put(&self, table: Table, key: &FlowKey, flow: &Flow) -> bool {
+        self.tally.on("update", name(table));
         self.step();
         self.write(table, key, flow).is_ok()
     }
 
     fn remove(&self, table: Table, key: &FlowKey) -> bool {
+        self.tally.on("delete", name(table));
         self.step();
         self.table(table).borrow_mut().forget(key)
     }
 
     fn touch(&self, table: Table, key: &FlowKey, now: u32, ifindex: u32) {
+        self.tally.on("lookup", name(table));
         self.step();
         self.change(table, key, |flow| {
             flow.seen = now;
@@ -450,96 +485,56 @@ impl Tables for Memory {
         });
     }
 
+    fn learn(&self, table: Table, key: &FlowKey, hop: Mac, epoch: u8) -> bool {
+        self.tally.on("lookup", name(table));
+        self.step();
+        self.change(table, key, |flow| {
+            flow.hop = hop;
+            flow.epoch = epoch;
+        })
+    }
+
     fn mark(&self, table: Table, key: &FlowKey, marks: &Marks) -> bool {
+        self.tally.on("lookup", name(table));
         self.step();
         self.change(table, key, |flow| marks.write(flow))
     }
 
     fn foreign(&self, key: &FlowKey) -> Option<u32> {
+        self.tally.lookup(names::FOREIGN);
         self.foreign.borrow().get(key).copied()
     }
 
     fn put_foreign(&self, key: &FlowKey, now: u32) {
+        self.tally.on("update", names::FOREIGN);
         self.foreign.borrow_mut().insert(*key, now);
     }
 
     fn dialled(&self, key: &PeerKey) -> Option<Peer> {
+        self.tally.lookup(names::DIALLED);
         self.dialled.borrow().get(key).copied()
     }
 
     fn put_dialled(&self, key: &PeerKey, dialled: &Peer) -> bool {
+        self.tally.on("update", names::DIALLED);
         self.dialled.borrow_mut().insert(*key, *dialled);
         true
     }
 
     fn forget_dialled(&self, key: &PeerKey) {
+        self.tally.on("delete", names::DIALLED);
         self.dialled.borrow_mut().remove(key);
     }
 
     fn draft(&self) -> Option<&mut Draft> {
-        let to = Tuple {
-            src: Addr::UNSPECIFIED,
-            dst: Addr::UNSPECIFIED,
-            sport: 0,
-            dport: 0,
-        };
-        Some(Box::leak(Box::new(Draft {
-            packet: Packet {
-                family: Family::V4,
-                tuple: to,
-                proto: Proto::Tcp,
-                ifindex: 0,
-                transport: 0,
-                headers: 0,
-                len: 0,
-                seq: 0,
-                ack: 0,
-                flags: 0,
-                hops: 0,
-                unsummed: false,
-                unwired: 0,
-            },
-            placement: Placement {
-                to,
-                slot: Flow::NO_RULE,
-                generation: 0,
-                flags: 0,
-                side: 0,
-                masquerades: false,
-                target: Flow::NO_TARGET,
-                ifindex: 0,
-            },
-            tried: 0,
-            way: Way {
-                ifindex: 0,
-                peer: false,
-                link: [0; 3],
-                mtu: 0,
-                hop: Addr::UNSPECIFIED,
-            },
-            options: Options {
-                bytes: [0; 64],
-                at: 0,
-            },
-            key: to.key(Proto::Tcp, 0),
-            flow: Flow {
-                src: to.src,
-                dst: to.dst,
-                sport: 0,
-                dport: 0,
-                rule: Flow::NO_RULE,
-                generation: 0,
-                target: Flow::NO_TARGET,
-                ifindex: 0,
-                seen: 0,
-                isn: 0,
-                flags: 0,
-                reserved: 0,
-            },
-        })))
+        self.tally.lookup("DRAFT");
+        // The other CPU, in the middle of a walk, has a draft of its own.
+        let draft = self.draft.take().unwrap_or(draft::EMPTY);
+        Some(Box::leak(Box::new(draft)))
     }
 
     fn count_rule(&self, slot: u32, count: &Count) {
+        self.tally.lookup(names::RULE_COUNTERS);
         let (packets, bytes) = (u64::from(count.packets), u64::from(count.bytes));
         let connections = u64::from(count.opens);
         let add = if count.back {
@@ -563,10 +558,12 @@ impl Tables for Memory {
     }
 
     fn count_verdict(&self, verdict: Verdict) {
+        self.tally.lookup(names::VERDICTS);
         *self.verdicts.borrow_mut().entry(verdict).or_default() += 1;
     }
 
     fn count_call(&self, verdict: Verdict) {
+        self.tally.lookup(names::HOOK_VERDICTS);
         *self
             .calls_by_verdict
             .borrow_mut()

@@ -4,65 +4,78 @@ use core::{mem, ptr};
 
 use aya_ebpf::{
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
-    helpers::generated::{
-        bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_store_bytes,
-    },
+    helpers::generated::{bpf_l4_csum_replace, bpf_skb_store_bytes},
 };
-use portfwd_common::{Addr, Family, Proto};
+use network_types::ip::Ipv4Hdr;
+use portfwd_common::Proto;
 
-use super::{Tc, port_word};
-use crate::packet::{Packet, Tuple};
+use super::Tc;
+use crate::{
+    checksum::{changed, changed_addr, folded, updated},
+    hook::Readable as _,
+    packet::{Packet, Tuple},
+};
 
 /// Where fields stand in their headers.
-const IPV4_TTL: u32 = 8;
-const IPV4_CHECKSUM: u32 = 10;
-const IPV4_SRC: u32 = 12;
-const IPV4_DST: u32 = 16;
+const IPV4_HOPS: usize = 8;
 const IPV6_HOP_LIMIT: u32 = 7;
-const IPV6_SRC: u32 = 8;
-const IPV6_DST: u32 = 24;
+const IPV6_ADDRS: u32 = 8;
 const TCP_CHECKSUM: u32 = 16;
 const UDP_CHECKSUM: u32 = 6;
 
 impl<const L2: usize> Tc<'_, L2> {
+    /// The network header changes in one piece with the ports, where they follow
+    /// it. Its own checksum balances what changes in it, and the transport
+    /// checksum the ports, so a device's sum over the whole packet stays true,
+    /// unless the packet carries none.
     #[inline(always)]
-    pub(super) fn write_tuple(&self, packet: &Packet, to: &Tuple) {
+    pub(super) fn rewrite_v4(&self, packet: &Packet, to: &Tuple, hops: u8) {
         let from = &packet.tuple;
-        let checksum = Checksum {
-            offset: Self::at(u32::from(packet.transport) + checksum_offset(packet.proto)),
-            flags: checksum_flags(packet.proto),
+        let src = changed(from.src.v4_word(), to.src.v4_word());
+        let dst = changed(from.dst.v4_word(), to.dst.v4_word());
+        self.sum_ports(packet, to);
+        if from.src != to.src || from.dst != to.dst {
+            self.sum_addrs(packet, src + dst);
+        }
+        // The parser has read these bytes.
+        let Some([word]) = self.load::<1>(IPV4_HOPS) else {
+            return;
         };
-        if from.sport != to.sport || from.dport != to.dport {
-            self.rewrite_ports(packet, to, checksum);
+        let [old, protocol, sum @ ..] = word.to_ne_bytes();
+        let pair = |hops| u16::from_ne_bytes([hops, protocol]).into();
+        let changes = src + dst + changed(pair(old), pair(hops));
+        let [high, low] = updated(u16::from_ne_bytes(sum), changes).to_ne_bytes();
+        let words = [
+            u32::from_ne_bytes([hops, protocol, high, low]),
+            to.src.v4_word(),
+            to.dst.v4_word(),
+            to.port_word(),
+        ];
+        let at = Self::at(IPV4_HOPS as u32);
+        if packet.transport == Ipv4Hdr::LEN as u16 {
+            self.store(at, &words, recompute(packet.unsummed));
+            return;
         }
-        match packet.family {
-            Family::V4 => {
-                self.rewrite_v4(&from.src, &to.src, IPV4_SRC, checksum);
-                self.rewrite_v4(&from.dst, &to.dst, IPV4_DST, checksum);
-            }
-            Family::V6 => {
-                self.rewrite_v6(&from.src, &to.src, IPV6_SRC, checksum);
-                self.rewrite_v6(&from.dst, &to.dst, IPV6_DST, checksum);
-            }
-        }
+        let [a, b, c, ports] = words;
+        self.store(at, &[a, b, c], 0);
+        self.store_ports(packet, ports);
     }
 
+    /// IPv6 has no header checksum that balances what changes in the header, so
+    /// the device's sum changes with it.
     #[inline(always)]
-    pub(super) fn write_hops(&self, packet: &Packet, hops: u8) {
-        match packet.family {
-            Family::V4 => {
-                let word = |hops| u16::from_ne_bytes([hops, packet.proto.number()]).into();
-                let (from, to) = (word(packet.hops), word(hops));
-                let at = Self::at(IPV4_CHECKSUM);
-                // SAFETY: as for the ports.
-                unsafe { bpf_l3_csum_replace(self.skb(), at, from, to, 2) };
-                self.store(Self::at(IPV4_TTL), &hops, 0);
-            }
-            // As for the addresses.
-            Family::V6 => {
-                let recompute = BPF_F_RECOMPUTE_CSUM.into();
-                self.store(Self::at(IPV6_HOP_LIMIT), &hops, recompute);
-            }
+    pub(super) fn rewrite_v6(&self, packet: &Packet, to: &Tuple, hops: u8) {
+        let from = &packet.tuple;
+        self.sum_ports(packet, to);
+        self.store_ports(packet, to.port_word());
+        if from.src != to.src || from.dst != to.dst {
+            let src = changed_addr(&from.src, &to.src);
+            self.sum_addrs(packet, src + changed_addr(&from.dst, &to.dst));
+            let addrs = [to.src, to.dst];
+            self.store(Self::at(IPV6_ADDRS), &addrs, recompute(true));
+        }
+        if hops != packet.hops {
+            self.store(Self::at(IPV6_HOP_LIMIT), &hops, recompute(true));
         }
     }
 
@@ -82,66 +95,45 @@ impl<const L2: usize> Tc<'_, L2> {
         self.store(Self::at(offset.into()), &new, 0);
     }
 
-    /// Both ports at once; the sum over them stays the same, so a device's sum
-    /// over the whole packet does too, unless the packet carries none.
+    /// Both ports change.
     #[inline(always)]
-    fn rewrite_ports(&self, packet: &Packet, to: &Tuple, checksum: Checksum) {
-        let from = port_word(&packet.tuple);
-        let word = port_word(to);
-        // SAFETY: the context of a TC program; a failure is impossible as above.
-        unsafe {
-            bpf_l4_csum_replace(
-                self.skb(),
-                checksum.offset,
-                from.into(),
-                word.into(),
-                checksum.flags | 4,
-            )
-        };
-        let flags = if packet.unsummed {
-            BPF_F_RECOMPUTE_CSUM.into()
-        } else {
-            0
-        };
-        self.store(Self::at(packet.transport.into()), &word, flags);
-    }
-
-    #[inline(always)]
-    fn rewrite_v4(&self, from: &Addr, to: &Addr, offset: u32, checksum: Checksum) {
-        let (from, to) = (from.v4_word(), to.v4_word());
+    fn sum_ports(&self, packet: &Packet, to: &Tuple) {
+        let (from, to) = (packet.tuple.port_word(), to.port_word());
         if from == to {
             return;
         }
-        let pseudo = u64::from(BPF_F_PSEUDO_HDR) | checksum.flags | 4;
-        // SAFETY: as for the ports.
-        unsafe {
-            bpf_l4_csum_replace(self.skb(), checksum.offset, from.into(), to.into(), pseudo);
-            bpf_l3_csum_replace(
-                self.skb(),
-                Self::at(IPV4_CHECKSUM),
-                from.into(),
-                to.into(),
-                4,
-            );
-        }
-        self.store(Self::at(offset), &to, 0);
+        let (at, flags) = Self::checksum(packet);
+        // SAFETY: the context of a TC program; cannot fail, as above.
+        unsafe { bpf_l4_csum_replace(self.skb(), at, from.into(), to.into(), flags | 4) };
+    }
+
+    /// Addresses change, which the transport checksum covers too, also where a
+    /// device has yet to complete it.
+    #[inline(always)]
+    fn sum_addrs(&self, packet: &Packet, changes: u64) {
+        let (at, flags) = Self::checksum(packet);
+        let pseudo = u64::from(BPF_F_PSEUDO_HDR) | flags;
+        let difference = folded(changes).into();
+        // SAFETY: as above.
+        unsafe { bpf_l4_csum_replace(self.skb(), at, 0, difference, pseudo) };
     }
 
     #[inline(always)]
-    fn rewrite_v6(&self, from: &Addr, to: &Addr, offset: u32, checksum: Checksum) {
-        if from == to {
-            return;
-        }
-        let (mut old, mut new) = (from.0, to.0);
-        let pseudo = u64::from(BPF_F_PSEUDO_HDR) | checksum.flags;
-        // SAFETY: 16 bytes each; then as for the ports.
-        unsafe {
-            let difference = bpf_csum_diff(old.as_mut_ptr(), 16, new.as_mut_ptr(), 16, 0);
-            bpf_l4_csum_replace(self.skb(), checksum.offset, 0, difference as u64, pseudo);
-        }
-        // IPv6 has no header checksum whose change balances the address's in
-        // a device's sum over the whole packet.
-        self.store(Self::at(offset), &new, BPF_F_RECOMPUTE_CSUM.into());
+    fn store_ports(&self, packet: &Packet, ports: u32) {
+        let at = Self::at(packet.transport.into());
+        self.store(at, &ports, recompute(packet.unsummed));
+    }
+
+    /// Where the transport checksum is, and how a zero is to be read: to UDP it
+    /// means none, stays so, and a computed 0 becomes 0xffff (RFC 768). To TCP
+    /// it is a sum like any other.
+    #[inline(always)]
+    const fn checksum(packet: &Packet) -> (u32, u64) {
+        let (offset, flags) = match packet.proto {
+            Proto::Tcp => (TCP_CHECKSUM, 0),
+            Proto::Udp | Proto::Sctp => (UDP_CHECKSUM, BPF_F_MARK_MANGLED_0 as u64),
+        };
+        (Self::at(packet.transport as u32 + offset), flags)
     }
 
     #[inline(always)]
@@ -155,27 +147,12 @@ impl<const L2: usize> Tc<'_, L2> {
     }
 }
 
-/// The transport checksum: where it is, and how a zero is to be read.
-#[derive(Clone, Copy)]
-struct Checksum {
-    offset: u32,
-    flags: u64,
-}
-
-/// A sum of 0 means none to UDP: it stays 0, and a computed 0 becomes 0xffff
-/// (RFC 768). To TCP it is a sum like any other.
+/// Whether the device's sum over the whole packet changes with what is stored.
 #[inline(always)]
-const fn checksum_flags(proto: Proto) -> u64 {
-    match proto {
-        Proto::Tcp => 0,
-        Proto::Udp | Proto::Sctp => BPF_F_MARK_MANGLED_0 as u64,
-    }
-}
-
-#[inline(always)]
-const fn checksum_offset(proto: Proto) -> u32 {
-    match proto {
-        Proto::Tcp => TCP_CHECKSUM,
-        Proto::Udp | Proto::Sctp => UDP_CHECKSUM,
+const fn recompute(changes: bool) -> u64 {
+    if changes {
+        BPF_F_RECOMPUTE_CSUM as u64
+    } else {
+        0
     }
 }

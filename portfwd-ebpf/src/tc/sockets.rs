@@ -16,7 +16,7 @@ use network_types::{
 };
 use portfwd_common::{Addr, Family};
 
-use super::{Tc, port_word};
+use super::Tc;
 use crate::{
     hook::{LISTEN, NO_SOCKET, SocketState, Steering, UdpSocket},
     packet::{Packet, Tuple},
@@ -158,7 +158,7 @@ fn with_socket_tuple<R>(
     tuple: &Tuple,
     lookup: impl Fn(*mut bpf_sock_tuple, u32) -> R,
 ) -> R {
-    let ports = port_word(tuple);
+    let ports = tuple.port_word();
     match family {
         Family::V4 => {
             let mut words = [tuple.src.v4_word(), tuple.dst.v4_word(), ports];

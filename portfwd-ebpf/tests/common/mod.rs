@@ -3,17 +3,22 @@
 // Each test file is a crate of its own and uses a part of this.
 #![allow(dead_code)]
 
+pub mod pair;
+mod passed;
+
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{IpHeaders, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, PacketBuilder};
 use portfwd_common::{Action, Addr, Flow, FlowKey, Proto, TargetEntry, Verdict};
 use portfwd_ebpf::{
-    hook::Way,
+    hook::Link,
     host::{self, Buffer, Forward, Machine, Memory},
     outcome::Outcome,
     packet::{ACK, SYN, Tuple},
     tables::Table,
 };
+
+pub use passed::Passed;
 
 /// The device of the network.
 pub const ETH0: u32 = 2;
@@ -459,7 +464,7 @@ impl Host {
     #[track_caller]
     pub fn pass(&self, bytes: &[u8], ifindex: u32) -> Passed {
         let buffer = self.buffer(bytes).on(ifindex);
-        Passed::of(judged(buffer, |buffer| host::arrive(buffer, &self.memory)))
+        self.leave(judged(buffer, |buffer| host::arrive(buffer, &self.memory)))
     }
 
     /// The same by a device whose clients are not served.
@@ -467,7 +472,27 @@ impl Host {
     pub fn pass_back(&self, bytes: &[u8], ifindex: u32) -> Passed {
         let buffer = self.buffer(bytes).on(ifindex);
         let walk = |buffer: &mut _| host::arrive_back(buffer, &self.memory);
-        Passed::of(judged(buffer, walk))
+        self.leave(judged(buffer, walk))
+    }
+
+    /// What was sent leaves by its device, unless it goes to the other end of a
+    /// veth pair at once.
+    #[track_caller]
+    fn leave(&self, judged: (Outcome, Buffer<'_>)) -> Passed {
+        let passed = Passed::of(judged);
+        if passed.sent.is_some_and(|way| !way.peer) {
+            assert_eq!(self.forward(&passed, None), Verdict::Passing);
+        }
+        passed
+    }
+
+    /// What was sent leaves, in a frame with these addresses.
+    #[track_caller]
+    pub fn forward(&self, passed: &Passed, link: Option<Link>) -> Verdict {
+        let mut buffer = self.buffer(&passed.bytes).on(passed.ifindex());
+        buffer.link.forwarded = true;
+        buffer.addresses = link;
+        self.send(buffer).0.verdict
     }
 
     /// A client's packet arrives by [`ETH0`] and is sent to the target; the
@@ -510,7 +535,10 @@ impl Host {
                 entries.push((table, key, flow));
             }
         }
-        entries.sort_by_key(|(_, key, _)| (key.src, key.dst, key.sport, key.dport, key.side));
+        entries.sort_by_key(|(_, key, _)| {
+            let ports = (key.sport, key.dport);
+            (key.src, key.dst, ports, key.proto, key.side)
+        });
         entries
     }
 
@@ -544,38 +572,6 @@ impl Host {
         let entries = self.memory.entries(table);
         let forward = |flow: &Flow| flow.flags & Flow::REPLY == 0;
         entries.iter().filter(|(_, flow)| forward(flow)).count()
-    }
-}
-
-/// What became of a packet.
-#[derive(Clone, Debug)]
-pub struct Passed {
-    pub outcome: Outcome,
-    pub bytes: Vec<u8>,
-    /// The tuple that it has now.
-    pub tuple: Tuple,
-    /// The way that it was sent.
-    pub sent: Option<Way>,
-}
-
-impl Passed {
-    fn of((outcome, buffer): (Outcome, Buffer<'_>)) -> Self {
-        Self {
-            outcome,
-            tuple: tuple_of(&buffer.bytes),
-            sent: buffer.sent,
-            bytes: buffer.bytes,
-        }
-    }
-
-    pub const fn verdict(&self) -> Verdict {
-        self.outcome.verdict
-    }
-
-    /// The device that it was sent by.
-    #[track_caller]
-    pub fn ifindex(&self) -> u32 {
-        self.sent.expect("it was sent").ifindex
     }
 }
 

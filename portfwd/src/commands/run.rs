@@ -35,9 +35,12 @@ pub fn run(arguments: &Run) -> anyhow::Result<()> {
         local: !arguments.no_local,
         cgroup: arguments.cgroup.clone(),
         tcp: tcp()?,
+        mode: arguments.mode(),
+        force: arguments.force,
         max_flows: arguments.max_flows,
         log_flows: arguments.verbose,
     };
+    options.check_mode()?;
     if let Some(namespace) = &arguments.netns {
         // Before the runtime: a thread that exists stays where it is.
         netns::enter(namespace)?;
@@ -143,6 +146,7 @@ fn introduce(forwarder: &Forwarder) -> Result<(), Error> {
             say(format_args!("  {line}"));
         }
     }
+    forwarder.modes().iter().for_each(say);
     let opened: Vec<String> = forwarder.opened().collect();
     if !opened.is_empty() {
         say(format_args!(
@@ -197,9 +201,10 @@ fn way_out(rule: &Rule, target: &Target, way: Option<&Way>) -> String {
     let Some(way) = way else {
         return format!("{protos} to {addr}, to which no route leads yet (dropped as no-route)");
     };
-    let by = match way.may_peer() {
-        true => "redirect-peer",
-        false => "redirect",
+    let by = match (way.may_peer(), way.express) {
+        (true, _) => "redirect-peer",
+        (false, true) => "redirect, known flows by xdp,",
+        (false, false) => "redirect",
     };
     let via = match way.gateway {
         Some(gateway) => format!(" via {gateway}"),
@@ -272,6 +277,7 @@ mod tests {
             kind: Some(Link::Ethernet),
             pair: None,
             neighbour: None,
+            express: false,
         };
         let text = "80:10.0.0.5:8080";
         assert_eq!(out(text, Some(&way)), "tcp by redirect to 10.0.0.5 on br0");
@@ -280,6 +286,12 @@ mod tests {
             out("53:10.0.0.5/tcp+udp", Some(&way)),
             "tcp and udp by redirect-peer to 10.0.0.5 on br0"
         );
+        way.express = true;
+        assert_eq!(
+            out(text, Some(&way)),
+            "tcp by redirect, known flows by xdp, to 10.0.0.5 on br0"
+        );
+        way.express = false;
         way.gateway = "10.0.0.254".parse().ok();
         assert_eq!(
             out(text, Some(&way)),

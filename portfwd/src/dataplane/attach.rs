@@ -106,6 +106,7 @@ impl Dataplane {
 
     /// Detaches from everything.
     pub fn detach(&mut self) {
+        self.detach_express();
         self.hooks.clear();
         self.attached.clear();
     }

@@ -15,8 +15,6 @@ pub struct Features {
     pub steer: bool,
     /// Also to `SO_REUSEPORT` listeners (6.6, commit 9c02bec95954).
     pub steer_all: bool,
-    /// `bpf_ktime_get_coarse_ns` (5.11).
-    pub coarse_clock: bool,
     /// `bpf_check_mtu` (5.12).
     pub check_mtu: bool,
     /// tcx links (6.6, commit e420bed02507); a clsact qdisc below.
@@ -36,7 +34,6 @@ impl Features {
         Ok(Self {
             steer,
             steer_all: steer && at_6_6,
-            coarse_clock: helper(BpfHelper::BPF_FUNC_ktime_get_coarse_ns)?,
             check_mtu: helper(BpfHelper::BPF_FUNC_check_mtu)?,
             tcx: at_6_6,
         })

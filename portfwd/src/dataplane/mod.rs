@@ -9,9 +9,11 @@ mod hooks;
 mod kernel;
 mod object;
 mod ports;
+mod programs;
 mod room;
 mod tables;
 mod trial;
+mod xdp;
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -19,8 +21,10 @@ pub use attach::{Attached, Side};
 use aya::Ebpf;
 pub use kernel::Features;
 pub use object::Settings;
+pub use programs::{Program, programs};
 pub use room::{FlowTables, Memory};
 pub use trial::{Entrance, Trial};
+pub use xdp::hold_program;
 
 use crate::Error;
 
@@ -29,6 +33,7 @@ pub struct Dataplane {
     ebpf: Ebpf,
     tcx: bool,
     attached: BTreeMap<(u32, Side), Attached>,
+    express: xdp::Express,
     hooks: Vec<hooks::Hook>,
     log: Option<object::FlowLog>,
 }
@@ -49,6 +54,7 @@ impl Dataplane {
             ebpf,
             tcx: features.tcx,
             attached: BTreeMap::new(),
+            express: xdp::Express::default(),
             hooks: Vec::new(),
             log,
         })

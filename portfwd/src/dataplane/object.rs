@@ -8,13 +8,19 @@ use aya::{
     programs::{Program, ProgramError, SchedClassifier},
 };
 use aya_log::EbpfLogger;
-use portfwd_common::{Timeouts, names};
+use portfwd_common::{
+    Timeouts, names,
+    settings::{UNWRITTEN, tick},
+};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{Features, FlowTables, machine};
-use crate::{Error, host::netns};
+use crate::{
+    Error,
+    host::{kernel, netns},
+};
 
-static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portfwd-bpf"));
+pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portfwd-bpf"));
 
 /// What a forwarder is loaded with and cannot change later.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,28 +39,26 @@ pub struct Settings {
 /// Loads maps and programs. The maps are pinned under `pins` by their names.
 pub(super) fn load(settings: &Settings, features: Features, pins: &Path) -> Result<Ebpf, Error> {
     let tables = FlowTables::new(settings.max_flows)?;
-    let flags = [
-        features.steer,
-        features.steer_all,
-        features.coarse_clock,
-        features.check_mtu,
-    ]
-    .map(u8::from);
-    let [steer, steer_all, coarse_clock, check_mtu] = &flags;
+    let flags = [features.steer, features.steer_all, features.check_mtu].map(u8::from);
+    let [steer, steer_all, check_mtu] = &flags;
     let level = if settings.log_flows {
         log::Level::Info as u8
     } else {
         0
     };
-    let timeouts = &settings.timeouts;
+    let mut timeouts = settings.timeouts;
+    timeouts.tcp_established += UNWRITTEN;
+    timeouts.udp_two_way += UNWRITTEN;
     // No namespace has 0, so the hooks serve nobody where it is not known.
     let netns = netns::cookie_number()?.unwrap_or_default();
+
+    let tick = tick(kernel::tick_nanoseconds()?);
 
     let mut loader = EbpfLoader::new();
     loader
         .override_global(names::STEER, steer, true)
         .override_global(names::STEER_ALL, steer_all, true)
-        .override_global(names::COARSE_CLOCK, coarse_clock, true)
+        .override_global(names::TICK, &tick, true)
         .override_global(names::NETNS_COOKIE, &netns, true)
         .override_global(names::CHECK_MTU, check_mtu, true)
         .override_global(names::LOCAL_PORTS, &settings.local_ports, true)

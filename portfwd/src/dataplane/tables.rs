@@ -28,7 +28,8 @@ impl Dataplane {
     /// [`Error::Machine`] when a map is full or refuses.
     pub fn install(&mut self, plan: &Plan) -> Result<(), Error> {
         let forwarder: Array<_, Forwarder> = self.map(names::FORWARDER)?;
-        let bank = 1 - (forwarder.get(&0, 0).map_err(failed(names::FORWARDER))?.bank & 1);
+        let before = forwarder.get(&0, 0).map_err(failed(names::FORWARDER))?;
+        let bank = 1 - (before.bank & 1);
         self.write_rules(plan)?;
         self.write_claims(plan, bank)?;
         match self.raw(names::PORTS)? {
@@ -37,7 +38,15 @@ impl Dataplane {
         }
         let mut forwarder: Array<_, Forwarder> = self.map_mut(names::FORWARDER)?;
         forwarder
-            .set(0, Forwarder { abi: ABI, bank }, 0)
+            .set(
+                0,
+                Forwarder {
+                    abi: ABI,
+                    bank,
+                    epoch: before.epoch % 255 + 1,
+                },
+                0,
+            )
             .map_err(failed(names::FORWARDER))
     }
 
@@ -220,7 +229,7 @@ impl Dataplane {
         M::try_from(self.raw(name)?).map_err(failed(name))
     }
 
-    fn map_mut<'a, M>(&'a mut self, name: &str) -> Result<M, Error>
+    pub(super) fn map_mut<'a, M>(&'a mut self, name: &str) -> Result<M, Error>
     where
         M: TryFrom<&'a mut Map, Error = MapError>,
     {

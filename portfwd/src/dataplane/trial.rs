@@ -8,10 +8,10 @@
 
 use std::{slice, time::Duration};
 
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, TestRunResult};
 use portfwd_common::Action;
 
-use super::{Dataplane, Side, machine, object};
+use super::{Dataplane, Side, machine, object, xdp};
 use crate::{Error, host::devices::Link};
 
 /// Return values of a TC program (`TC_ACT_UNSPEC`, `TC_ACT_SHOT` and
@@ -19,6 +19,12 @@ use crate::{Error, host::devices::Link};
 const UNSPEC: i32 = -1;
 const SHOT: i32 = 2;
 const REDIRECT: i32 = 7;
+
+/// Return values of an XDP program.
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
+const XDP_REDIRECT: u32 = 4;
 
 /// Bytes of the Ethernet header that a packet from a device without one is
 /// given on the way to another host.
@@ -60,6 +66,26 @@ struct Context {
     ifindex: u32,
     before_gso_size: [u32; 33],
     gso_size: u32,
+}
+
+/// `struct xdp_md`.
+#[repr(C)]
+struct XdpContext {
+    data: u32,
+    /// The length of the frame.
+    data_end: u32,
+    data_meta: u32,
+    ingress_ifindex: u32,
+    rx_queue_index: u32,
+    egress_ifindex: u32,
+}
+
+impl XdpContext {
+    const fn bytes(&self) -> &[u8] {
+        // SAFETY: plain numbers without padding, read for as long as `self`
+        // is borrowed.
+        unsafe { slice::from_raw_parts((&raw const *self).cast(), size_of::<Self>()) }
+    }
 }
 
 impl Context {
@@ -121,12 +147,67 @@ impl Dataplane {
             .classifier(entrance.side, entrance.link)?
             .test_run(options)
             .map_err(|error| machine("cannot run a program on a packet", error))?;
-        out.truncate(result.data_size_out as usize);
-        Ok(Trial {
-            action: action(result.return_value as i32)?,
-            frame: out,
-            duration: result.duration,
-        })
+        let action = action(result.return_value as i32)?;
+        Ok(trial(action, out, &result))
+    }
+
+    /// Runs the XDP program once on a frame that came in by a device of the
+    /// thread's network namespace: at least 14 bytes, and at most what fits a
+    /// page beside the room that XDP keeps. Where it would be sent to is not
+    /// told; [`Dataplane::set_express`] says by which devices it may be.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`] when the kernel does not run it, as below 5.14.
+    pub fn run_xdp_once(&mut self, ifindex: u32, frame: &[u8]) -> Result<Trial, Error> {
+        self.run_xdp_again(ifindex, frame, 1)
+    }
+
+    /// Runs the XDP program so many times; the duration is the mean. The kernel
+    /// puts back the frame's start and end before each pass, but not its bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`] when the kernel does not run it.
+    pub fn run_xdp_again(
+        &mut self,
+        ifindex: u32,
+        frame: &[u8],
+        passes: u32,
+    ) -> Result<Trial, Error> {
+        let mut out = vec![0; frame.len()];
+        let context = XdpContext {
+            data: 0,
+            data_end: frame.len() as u32,
+            data_meta: 0,
+            ingress_ifindex: ifindex,
+            rx_queue_index: 0,
+            egress_ifindex: 0,
+        };
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(context.bytes()),
+            repeat: passes,
+            ..TestRunOptions::default()
+        };
+        let result = xdp::accelerator(&mut self.ebpf)?
+            .test_run(options)
+            .map_err(|error| machine("cannot run the XDP program on a frame", error))?;
+        let action = xdp_action(result.return_value)?;
+        Ok(trial(action, out, &result))
+    }
+
+    /// The same as [`Dataplane::verified_instructions`] of the XDP program.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`] when the kernel does not accept it.
+    pub fn verified_xdp_instructions(&mut self) -> Result<Option<u32>, Error> {
+        xdp::accelerator(&mut self.ebpf)?
+            .info()
+            .map(|info| info.verified_instruction_count())
+            .map_err(|error| machine("cannot ask about a program", error))
     }
 
     /// Instructions that the verifier walked before it accepted a program;
@@ -144,6 +225,26 @@ impl Dataplane {
 
     fn classifier(&mut self, side: Side, link: Link) -> Result<&mut SchedClassifier, Error> {
         object::program(&mut self.ebpf, side.program(link))
+    }
+}
+
+fn trial(action: Action, mut frame: Vec<u8>, result: &TestRunResult) -> Trial {
+    frame.truncate(result.data_size_out as usize);
+    Trial {
+        action,
+        frame,
+        duration: result.duration,
+    }
+}
+
+fn xdp_action(returned: u32) -> Result<Action, Error> {
+    match returned {
+        XDP_PASS => Ok(Action::Pass),
+        XDP_DROP => Ok(Action::Drop),
+        XDP_TX | XDP_REDIRECT => Ok(Action::Send),
+        other => Err(Error::machine(format!(
+            "the XDP program returned {other}, which is none of XDP_DROP, XDP_PASS, XDP_TX and XDP_REDIRECT"
+        ))),
     }
 }
 

@@ -9,7 +9,8 @@ use rtnetlink::Handle;
 use rtnetlink::packet_route::AddressFamily as Family;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
-    InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, Prop,
+    InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    LinkXdp, Prop,
 };
 
 use super::kernel::Release;
@@ -40,6 +41,44 @@ pub struct Device {
     pub mac: Option<[u8; 6]>,
     /// One end of a veth pair whose other end is in another namespace.
     pub leads_out: bool,
+    /// Bytes of layer 3 that fit a frame.
+    pub mtu: u32,
+    /// Who puts packets into it.
+    pub wire: Wire,
+    /// A VLAN device of this namespace stands on it.
+    pub under_vlan: bool,
+    /// The XDP program that is attached to it.
+    pub xdp: Option<Attached>,
+}
+
+/// An XDP program on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Attached {
+    /// Its id.
+    pub program: u32,
+    /// It runs in the stack and not in the driver.
+    pub generic: bool,
+}
+
+/// Where a device's packets come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Wire {
+    /// From a network, with whole checksums, as far as the driver knows.
+    Network,
+    /// From the stack at the other end of a veth pair.
+    Veth,
+    /// From a program, such as a virtual machine.
+    Tap,
+    /// From other devices of this host: a bridge, say, or a VLAN device.
+    Host,
+}
+
+impl Wire {
+    /// May packets come with a checksum that is still to be completed, as
+    /// nothing on this host tells XDP?
+    pub const fn is_partial(self) -> bool {
+        matches!(self, Self::Veth | Self::Tap)
+    }
 }
 
 /// Why no program is attached to a device.
@@ -105,8 +144,13 @@ struct Facts {
     kind: Option<InfoKind>,
     master: Option<u32>,
     mac: Option<[u8; 6]>,
-    /// What it is linked to is in another namespace.
+    /// What it is linked to: the device under a VLAN device, the other end of
+    /// a pair.
+    linked: Option<u32>,
+    /// That is in another namespace.
     linked_away: bool,
+    mtu: u32,
+    xdp: Option<Attached>,
 }
 
 async fn facts(handle: &Handle) -> Result<Vec<Facts>, Error> {
@@ -134,14 +178,20 @@ fn facts_of(message: LinkMessage) -> Option<Facts> {
         kind: None,
         master: None,
         mac: None,
+        linked: None,
         linked_away: false,
+        mtu: 0,
+        xdp: None,
     };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => facts.name = name,
             LinkAttribute::Controller(master) => facts.master = Some(master),
             LinkAttribute::Address(bytes) => facts.mac = bytes.try_into().ok(),
+            LinkAttribute::Link(index) => facts.linked = Some(index),
             LinkAttribute::LinkNetNsId(_) => facts.linked_away = true,
+            LinkAttribute::Mtu(mtu) => facts.mtu = mtu,
+            LinkAttribute::Xdp(parts) => facts.xdp = parts.into_iter().find_map(program_of),
             LinkAttribute::LinkInfo(infos) => facts.kind = infos.into_iter().find_map(kind_of),
             LinkAttribute::PropList(props) => {
                 facts.other_names = props.into_iter().filter_map(other_name).collect();
@@ -157,6 +207,16 @@ fn kind_of(info: LinkInfo) -> Option<InfoKind> {
         LinkInfo::Kind(kind) => Some(kind),
         _ => None,
     }
+}
+
+/// Native and generic programs cannot stand on a device at once.
+fn program_of(part: LinkXdp) -> Option<Attached> {
+    let (program, generic) = match part {
+        LinkXdp::DrvProgId(program) => (program, false),
+        LinkXdp::SkbProgId(program) => (program, true),
+        _ => return None,
+    };
+    Some(Attached { program, generic })
 }
 
 fn other_name(prop: Prop) -> Option<String> {
@@ -224,7 +284,21 @@ fn classify(device: &Facts, all: &[Facts], kernel: Release) -> Result<Device, Wh
         loopback: device.flags.contains(LinkFlags::Loopback),
         mac: device.mac.filter(|_| device.layer == LinkLayerType::Ether),
         leads_out: device.kind == Some(InfoKind::Veth) && device.linked_away,
+        mtu: device.mtu,
+        wire: match device.kind {
+            Some(InfoKind::Veth) => Wire::Veth,
+            Some(InfoKind::Tun) => Wire::Tap,
+            // A bond has the XDP of its ports' drivers (5.15).
+            None | Some(InfoKind::Bond) => Wire::Network,
+            Some(_) => Wire::Host,
+        },
+        under_vlan: all.iter().any(|other| is_vlan_on(other, device)),
+        xdp: device.xdp,
     })
+}
+
+fn is_vlan_on(other: &Facts, device: &Facts) -> bool {
+    other.kind == Some(InfoKind::Vlan) && !other.linked_away && other.linked == Some(device.index)
 }
 
 /// The name of the master whose port a device is. A VRF is a master too, but
@@ -347,7 +421,10 @@ mod tests {
             kind: None,
             master: None,
             mac: None,
+            linked: None,
             linked_away: false,
+            mtu: 1500,
+            xdp: None,
         }
     }
 

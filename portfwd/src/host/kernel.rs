@@ -3,6 +3,11 @@
 use std::fmt;
 use std::fs;
 
+use nix::{
+    sys::time::TimeValLike as _,
+    time::{ClockId, clock_getres},
+};
+
 use crate::Error;
 
 /// The oldest kernel that portfwd runs on.
@@ -54,6 +59,23 @@ impl Release {
 impl fmt::Display for Release {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// How long a tick of the kernel's clock (`jiffies`) takes: the coarse clock
+/// goes by them.
+pub fn tick_nanoseconds() -> Result<u32, Error> {
+    let resolution = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_err(|errno| {
+        Error::machine(format!(
+            "cannot ask the kernel how fast its clock ticks: {}",
+            errno.desc()
+        ))
+    })?;
+    match u32::try_from(resolution.num_nanoseconds()) {
+        Ok(tick @ 1..) => Ok(tick),
+        _ => Err(Error::machine(format!(
+            "a clock that ticks every {resolution} is none that portfwd can go by"
+        ))),
     }
 }
 

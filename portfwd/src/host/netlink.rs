@@ -5,7 +5,11 @@ use std::num::NonZeroI32;
 
 use futures::{Stream, StreamExt};
 use rtnetlink::Handle;
-use rtnetlink::packet_core::{ErrorMessage, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_core::{
+    ErrorMessage, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, NetlinkSerializable,
+};
+use rtnetlink::sys::{Socket, SocketAddr};
 
 use crate::Error;
 
@@ -26,6 +30,49 @@ pub(super) fn no_netlink(error: &io::Error) -> Error {
         "cannot ask the kernel for its interfaces over netlink: {error}; \
          run portfwd where NETLINK_ROUTE sockets are allowed"
     ))
+}
+
+/// Asks the kernel one thing by a socket of its own, and waits, which takes no
+/// longer than a system call: where nothing may be awaited, and by protocols
+/// other than the one of [`connect`]. `flags` are those of the request
+/// (`NLM_F_ACK`, `NLM_F_DUMP`), one of which there must be.
+///
+/// # Errors
+///
+/// What the kernel answers, by its number.
+pub(super) fn ask<M>(protocol: isize, question: M, flags: u16) -> io::Result<Vec<M>>
+where
+    M: NetlinkSerializable + NetlinkDeserializable,
+{
+    let mut socket = Socket::new(protocol)?;
+    socket.bind_auto()?;
+    let payload = NetlinkPayload::InnerMessage(question);
+    let mut message = NetlinkMessage::new(NetlinkHeader::default(), payload);
+    message.header.flags = NLM_F_REQUEST | flags;
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
+    let mut answers = Vec::new();
+    loop {
+        let (datagram, _) = socket.recv_from_full()?;
+        let mut rest = &datagram[..];
+        while !rest.is_empty() {
+            let message = NetlinkMessage::<M>::deserialize(rest).map_err(io::Error::other)?;
+            // Each message begins at a multiple of four.
+            let length = message.header.length.next_multiple_of(4) as usize;
+            rest = rest.get(length..).unwrap_or_default();
+            match message.payload {
+                NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                NetlinkPayload::Done(done) if done.code < 0 => {
+                    return Err(io::Error::from_raw_os_error(-done.code));
+                }
+                NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => return Ok(answers),
+                _ => {}
+            }
+        }
+    }
 }
 
 /// Hands on each message of a list.

@@ -1,13 +1,15 @@
 //! News of the host: that something changed, and hardly what.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
 };
+use rtnetlink::sys::Socket;
+use rtnetlink::sys::protocols::NETLINK_GENERIC;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep_until};
@@ -46,6 +48,8 @@ pub fn watch(scope: Scope) -> Result<Watch, Error> {
 #[derive(Debug)]
 pub struct Watch {
     socket: AsyncFd<OwnedFd>,
+    /// News of drivers, where they matter.
+    drivers: Option<AsyncFd<OwnedFd>>,
     quiet_until: Instant,
     /// How often in a row they could not be read.
     failures: u32,
@@ -83,18 +87,45 @@ impl Watch {
         news
     }
 
+    /// Hears from now on of what changes in drivers too, by the group that
+    /// tells of it ([`super::drivers::Drivers::changes`]).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`] where the kernel does not let us.
+    pub fn hear_of_drivers(&mut self, group: u32) -> Result<(), Error> {
+        let heard = || {
+            let mut socket = Socket::new(NETLINK_GENERIC)?;
+            socket.bind_auto()?;
+            socket.add_membership(group)?;
+            let socket = socket.as_fd().try_clone_to_owned()?;
+            Ok(readable(socket)?)
+        };
+        let drivers = heard().map_err(|error| no_netlink(&error))?;
+        self.drivers = Some(drivers);
+        Ok(())
+    }
+
     async fn next(&self) -> Result<News, Error> {
-        loop {
-            let mut ready = self
-                .socket
-                .readable()
-                .await
-                .map_err(|error| no_netlink(&error))?;
-            let news = drain(ready.get_inner());
-            ready.clear_ready();
-            if let Some(news) = news.map_err(|errno| no_netlink(&errno.into()))? {
-                return Ok(news);
-            }
+        let Some(drivers) = &self.drivers else {
+            return heard(&self.socket).await;
+        };
+        tokio::select! {
+            news = heard(&self.socket) => news,
+            // Their numbers mean something else in that protocol.
+            news = heard(drivers) => news.map(|_| News::Any),
+        }
+    }
+}
+
+async fn heard(socket: &AsyncFd<OwnedFd>) -> Result<News, Error> {
+    loop {
+        let ready = socket.readable().await;
+        let mut ready = ready.map_err(|error| no_netlink(&error))?;
+        let news = drain(ready.get_inner());
+        ready.clear_ready();
+        if let Some(news) = news.map_err(|errno| no_netlink(&errno.into()))? {
+            return Ok(news);
         }
     }
 }
@@ -142,19 +173,21 @@ fn open_watch(scope: Scope) -> nix::Result<Watch> {
 }
 
 fn listen(socket: OwnedFd) -> nix::Result<Watch> {
-    // SAFETY: the `AsyncFd` owns the descriptor, which stays open and the same
-    // until it is dropped; nothing takes it out.
-    let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(
-        |error| {
-            io::Error::from(error)
-                .raw_os_error()
-                .map_or(Errno::EIO, Errno::from_raw)
-        },
-    )?;
     Ok(Watch {
-        socket,
+        socket: readable(socket)?,
+        drivers: None,
         quiet_until: Instant::now(),
         failures: 0,
+    })
+}
+
+fn readable(socket: OwnedFd) -> nix::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the `AsyncFd` owns the descriptor, which stays open and the same
+    // until it is dropped; nothing takes it out.
+    unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(|error| {
+        io::Error::from(error)
+            .raw_os_error()
+            .map_or(Errno::EIO, Errno::from_raw)
     })
 }
 

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use portfwd::{
-    dataplane::{Entrance, Side},
+    Error,
+    dataplane::{Dataplane, Entrance, Side, Trial},
     host::devices::Link,
 };
 use portfwd_common::{RuleCounters, Verdict};
@@ -68,6 +69,16 @@ impl<'a> Hooks<'a> {
         self.see(&frame.bytes())
     }
 
+    /// A frame arrives, and meets XDP before it meets TC.
+    #[must_use = "say what became of it"]
+    #[track_caller]
+    pub fn meets_xdp(self, frame: impl Bytes) -> Seen {
+        let ifindex = self.entrance.ifindex;
+        self.see_by(&frame.bytes(), |plane, frame| {
+            plane.run_xdp_once(ifindex, frame)
+        })
+    }
+
     /// The frames arrive one after the other, without a look at any.
     #[track_caller]
     pub fn all_arrive(self, frames: impl Iterator<Item = Vec<u8>> + Send) {
@@ -114,13 +125,23 @@ impl<'a> Hooks<'a> {
 
     #[track_caller]
     fn see(self, frame: &[u8]) -> Seen {
+        let entrance = self.entrance;
+        self.see_by(frame, |plane, frame| plane.run_once(entrance, frame))
+    }
+
+    #[track_caller]
+    fn see_by(
+        self,
+        frame: &[u8],
+        run: impl FnOnce(&mut Dataplane, &[u8]) -> Result<Trial, Error> + Send,
+    ) -> Seen {
         let Self { lab, entrance } = self;
         let frame = on_device(&lab.ns, entrance, frame);
         let (verdicts, rules) = lab.counts();
         let plane = &mut lab.plane;
         let trial = lab
             .ns
-            .enter(|| plane.run_once(entrance, &frame))
+            .enter(|| run(plane, &frame))
             .unwrap_or_else(|error| panic!("{error}: {frame:02x?}"));
         let (verdicts_after, rules_after) = lab.counts();
         let counted = counted(&verdicts, &verdicts_after);
