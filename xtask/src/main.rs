@@ -1,4 +1,4 @@
-//! What cargo alone cannot do: set up, run, demo and test portfwd.
+//! What cargo alone cannot do: set up, run, demo, test and verify portfwd.
 
 mod cargo;
 mod demo;
@@ -10,13 +10,17 @@ mod test;
 #[allow(dead_code, reason = "some of it is for the build script only")]
 mod toolchain;
 mod tools;
+mod verify;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(bin_name = "cargo xtask", about = "Set up, run, demo and test portfwd")]
+#[command(
+    bin_name = "cargo xtask",
+    about = "Set up, run, demo, test and verify portfwd"
+)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -32,6 +36,8 @@ enum Verb {
     Demo(demo::Args),
     /// Run the tests on the host, then those on the wire
     Test(test::Args),
+    /// Compare what the programs take, and the calls of their packets, with xtask/budgets.toml
+    Verify(verify::Args),
     /// The small server of the demo
     #[command(hide = true)]
     DemoServer,
@@ -43,6 +49,7 @@ fn main() -> ExitCode {
         Verb::Run(args) => run::run(&args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Test(args) => return exit(test::run(&args)),
+        Verb::Verify(args) => return exit(verify::run(&args)),
         Verb::DemoServer => demo::serve(),
     };
     exit(done.map(|()| ExitCode::SUCCESS))

@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -73,6 +74,26 @@ pub fn apt_install(mode: Mode, packages: &[&str]) -> Result<()> {
     obey(mode, &mut apt(&install)?)
 }
 
+/// Installs Debian packages of a server without starting it, now or with the
+/// machine: Debian starts what it installs. While apt runs, the service is
+/// masked for systemd; without systemd the scripts see runlevel 1, in which no
+/// server is started.
+pub fn apt_install_at_rest(packages: &[&str], service: &str) -> Result<()> {
+    let systemd = Path::new("/run/systemd/system").is_dir();
+    let systemctl = |args: &[&str]| -> Result<()> {
+        if !systemd {
+            return Ok(());
+        }
+        let mut command = shell::as_root("systemctl", "keeping a service at rest")?;
+        shell::run(command.args(args).arg(format!("{service}.service")))
+    };
+    systemctl(&["mask", "--runtime"])?;
+    let installed = apt_install(Mode::Install, packages);
+    systemctl(&["unmask", "--runtime"])?;
+    installed?;
+    systemctl(&["disable"])
+}
+
 fn compiler(mode: Mode) -> Result<()> {
     let Err(missing) = toolchain::compiler() else {
         return Ok(());
@@ -139,6 +160,7 @@ fn apt(args: &[&str]) -> Result<Command> {
     // Some packages ask a question; nobody is there to answer.
     command
         .arg("DEBIAN_FRONTEND=noninteractive")
+        .arg("RUNLEVEL=1")
         .arg("apt-get")
         .args(args);
     Ok(command)

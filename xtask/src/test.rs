@@ -17,11 +17,13 @@ use anyhow::{Context as _, Result, bail};
 use self::outcome::Outcome;
 use crate::{
     cargo::{self, Executable},
-    setup, shell,
+    setup, shell, verify,
 };
 
 /// The package whose tests need root and namespaces.
 const WIRE: &str = "portfwd-tests";
+/// What the summary calls the budgets, and a name that asks for them.
+const VERIFY: &str = "verify";
 const SHORT: Duration = Duration::from_secs(10 * 60);
 const LONG: Duration = Duration::from_secs(120 * 60);
 
@@ -54,6 +56,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if args.name.is_none() {
         outcomes.push(run.documentation()?);
     }
+    if args.name.as_deref().is_none_or(|name| name == VERIFY) {
+        outcomes.push(verified());
+    }
     for built in &wire {
         outcomes.extend(run.wire(built)?);
     }
@@ -70,6 +75,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         );
     }
     Ok(outcome::summarise(&outcomes))
+}
+
+/// `cargo xtask verify`, as one test of this name.
+fn verified() -> Outcome {
+    let started = Instant::now();
+    let faults = verify::check().unwrap_or_else(|error| vec![format!("{error:#}")]);
+    Outcome::of_one(VERIFY.into(), faults, started.elapsed())
 }
 
 /// Builds test executables; cargo lists them as they happen to be ready.

@@ -21,6 +21,28 @@ const TOOLS: &[Tool] = &[
     ("tcpdump", "tcpdump"),
 ];
 
+/// What the benchmark compares with, beside the tools of the tests. The name of
+/// the program is that of its service, too.
+const RIVALS: &[Rival] = &[
+    Rival {
+        program: "haproxy",
+        packages: &["haproxy"],
+    },
+    Rival {
+        program: "nginx",
+        packages: &["nginx", "libnginx-mod-stream"],
+    },
+    Rival {
+        program: "rinetd",
+        packages: &["rinetd"],
+    },
+];
+
+struct Rival {
+    program: &'static str,
+    packages: &'static [&'static str],
+}
+
 type Tool = (&'static str, &'static str);
 
 /// Finds or installs every tool.
@@ -31,6 +53,22 @@ pub fn all(mode: Mode) -> Result<()> {
 /// Finds or installs the tools of the demo.
 pub fn for_demo() -> Result<()> {
     ensure(Mode::Install, &[("curl", "curl"), ("ip", "iproute2")])
+}
+
+/// Finds or installs the tools of the benchmark. A rival that cannot be
+/// installed does not take part, which the benchmark says.
+pub fn for_bench() -> Result<()> {
+    ensure(Mode::Install, TOOLS)?;
+    for Rival { program, packages } in RIVALS {
+        if shell::find(program).is_some() {
+            continue;
+        }
+        let installed = setup::apt_install_at_rest(packages, program);
+        if let Err(error) = installed {
+            eprintln!("{error:#}: going on without {program}");
+        }
+    }
+    Ok(())
 }
 
 /// The programs that are not there.

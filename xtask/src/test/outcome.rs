@@ -34,6 +34,22 @@ impl Outcome {
         }
     }
 
+    /// One test, and all that is wrong.
+    pub fn of_one(label: String, failures: Vec<String>, took: Duration) -> Self {
+        let failed = failures.len() as u32;
+        Self {
+            label,
+            count: Count {
+                passed: u32::from(failed == 0),
+                failed,
+                skipped: 0,
+            },
+            failures,
+            seconds: took.as_secs_f32(),
+            ..Self::default()
+        }
+    }
+
     /// Takes a line of the output into account.
     pub fn read(&mut self, line: &str) {
         if let Some(summary) = line.strip_prefix("test result: ") {
