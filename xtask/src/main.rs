@@ -1,5 +1,6 @@
-//! What cargo alone cannot do: set up, run, demo, test and verify portfwd.
+//! What cargo alone cannot do: set up, run, demo, test, verify and measure portfwd.
 
+mod bench;
 mod cargo;
 mod demo;
 mod run;
@@ -19,7 +20,7 @@ use clap::{Parser, Subcommand};
 #[derive(Parser)]
 #[command(
     bin_name = "cargo xtask",
-    about = "Set up, run, demo, test and verify portfwd"
+    about = "Set up, run, demo, test, verify and measure portfwd"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -38,6 +39,8 @@ enum Verb {
     Test(test::Args),
     /// Compare what the programs take, and the calls of their packets, with xtask/budgets.toml
     Verify(verify::Args),
+    /// Measure portfwd against its rivals, in namespaces
+    Bench(bench::Args),
     /// The small server of the demo
     #[command(hide = true)]
     DemoServer,
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Verb::Demo(args) => demo::run(&args),
         Verb::Test(args) => return exit(test::run(&args)),
         Verb::Verify(args) => return exit(verify::run(&args)),
+        Verb::Bench(args) => bench::run(&args),
         Verb::DemoServer => demo::serve(),
     };
     exit(done.map(|()| ExitCode::SUCCESS))
