@@ -26,6 +26,7 @@ const WIRE: &str = "portfwd-tests";
 const VERIFY: &str = "verify";
 const SHORT: Duration = Duration::from_secs(10 * 60);
 const LONG: Duration = Duration::from_secs(120 * 60);
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// What `cargo xtask test` takes.
 #[derive(clap::Args)]
@@ -171,7 +172,11 @@ impl Run<'_> {
                 break None;
             }
         };
-        lines.try_iter().for_each(|line| outcome.read(&show(line)));
+        // The last lines may still be on their way. A pipe that a child of a test
+        // keeps open never ends.
+        while let Ok(line) = lines.recv_timeout(LAST_LINES) {
+            outcome.read(&show(line));
+        }
         match end {
             Some(status) => outcome.end(status, started.elapsed()),
             None => {
@@ -247,6 +252,24 @@ mod tests {
             folder: Path::new("folder").into(),
             file: Path::new("file").into(),
         }
+    }
+
+    #[test]
+    fn what_comes_after_the_end_is_read_too() {
+        let run = Run {
+            portfwd: Path::new("portfwd"),
+            name: None,
+            long: false,
+            limit: SHORT,
+        };
+        let mut late = Command::new("sh");
+        late.args([
+            "-c",
+            "(sleep 0.4; echo 'test result: ok. 1 passed; 0 failed; 0 ignored') &",
+        ]);
+        let outcome = run.watch("late".into(), &mut late).expect("it starts");
+        let told = format!("{outcome:?}");
+        assert!(told.contains("passed: 1, failed: 0"), "{told}");
     }
 
     #[test]
